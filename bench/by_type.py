@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compare put and get of each type with pickle and with the best way without copies that the type's own library offers.
+"""Compare put and get of each type with pickle and with the best zero-copy method of the type's own library.
 
     python bench/by_type.py                    all types whose library is installed
     python bench/by_type.py numpy torch --json figures.json
 
-The values are those of docs/types.md, about 8 MB each. *Own way*: Arrow IPC for pyarrow and polars, `torch.save` and
-`torch.load(mmap=True)` for torch, joblib's dump and memory-mapped load for the rest; their files lie in /dev/shm, which
-no disk slows down. Times are medians of interleaved rounds, ratios medians of the rounds' ratios.
+The values are those of docs/types.md, about 8 MB each. *Own way* means Arrow IPC for pyarrow and polars, `torch.save`
+and `torch.load(mmap=True)` for torch, joblib's dump and memory-mapped load for the rest; their files lie in /dev/shm,
+which no disk slows down. Times are medians of interleaved rounds, ratios medians of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def arrow_ipc(value: Any, path: str) -> Way:
 
 
 def torch_file(value: Any, path: str) -> Way:
-    """torch's own file, mapped."""
+    """Write torch's own file format, and map the file."""
     import torch
 
     return (
@@ -63,14 +63,14 @@ def torch_file(value: Any, path: str) -> Way:
 
 
 def joblib_file(value: Any, path: str) -> Way:
-    """joblib's file, arrays mapped."""
+    """Write joblib's file format, and map the arrays in the file."""
     import joblib
 
     return "joblib", lambda: joblib.dump(value, path), lambda: joblib.load(path, mmap_mode="r")
 
 
 def own_way(row: Row, value: Any, path: str) -> Way | None:
-    """The best way of the type's own library, or None if there is none."""
+    """Return the best method of the type's own library, or None if there is none."""
     if row.group == "pyarrow" or (row.group == "polars" and hasattr(value, "to_arrow")):
         way = arrow_ipc(value, path)
     elif row.group == "torch":
@@ -80,7 +80,7 @@ def own_way(row: Row, value: Any, path: str) -> Way | None:
     try:
         way[1]()
         way[2]()
-    except Exception as error:  # joblib cannot pickle what pickle cannot
+    except Exception as error:  # joblib fails for the values for which pickle fails
         print(f"{row.group} {row.name}: no {way[0]}: {type(error).__name__}", file=sys.stderr)
         return None
     return way
@@ -93,7 +93,7 @@ def measure(row: Row, path: str, rounds: int) -> dict[str, Any]:
     contenders = {"put": once(lambda: pyray_ser.put(value)), "get": once(lambda: pyray_ser.get(ref))}
     try:
         stream = pickle.dumps(value, 5)
-    except Exception as error:  # memoryviews, ctypes arrays: that is the finding
+    except Exception as error:  # expected for memoryviews and ctypes arrays
         print(f"{row.group} {row.name}: no pickle: {type(error).__name__}", file=sys.stderr)
     else:
         contenders["dumps"] = once(lambda: pickle.dumps(value, 5))
@@ -114,7 +114,7 @@ def measure(row: Row, path: str, rounds: int) -> dict[str, Any]:
 
 
 def table(figures: dict[str, dict[str, Any]]) -> str:
-    """One line per type."""
+    """Return a text table with one line for each type."""
     lines = [
         f"{'type':42} {'put ms':>8} {'get ms':>8} {'dumps':>8} {'loads':>8}  {'own way':10} {'write':>8} {'read':>8}"
     ]

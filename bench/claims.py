@@ -5,7 +5,7 @@
     python bench/claims.py get-small startup --json figures.json
     python bench/claims.py --list
 
-Each row runs in a separate process. Figures are ratios of interleaved rounds wherever something is compared.
+Each row runs in a separate process. The figure of a row that compares two things is a ratio of interleaved rounds.
 """
 
 from __future__ import annotations

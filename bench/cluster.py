@@ -3,9 +3,9 @@
 
     python -P bench/cluster.py [--rounds N]
 
-Both clusters run on this host, with four workers of one thread each. Times are from submission to the last result; their
-floor is Dask's own time for a task. A ratio above 1 is in favor of sharing. Memory is what the round adds: private pages and
-objects of the store, without the freed pages that the store keeps for the next objects.
+Both clusters run on this host, with four workers of one thread each. Times run from the submission to the last result;
+they include Dask's own time for a task. A ratio above 1 is in favor of sharing. Memory is the increase during a round:
+private pages and objects of the store, without the freed pages that the store keeps for the next objects.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Compare libraries that do the same work, each in its own process, in alternating rounds. The output is checked before
-anything is timed."""
+"""Compare libraries that do the same work, each in its own process, in alternating rounds.
+
+The output of each library is checked before anything is timed.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ class WorkerError(Exception):
 
 
 class _Worker:
-    """The other end of worker.py."""
+    """A process that runs worker.py, with the pipe to it."""
 
     def __init__(self, title: str, python: str, log: Path):
         self.title = title
@@ -87,7 +89,7 @@ def _tree(pid: int) -> list[int]:
             with open(f"/proc/{entry}/stat") as file:
                 parent = int(file.read().rpartition(")")[2].split()[1])
         except OSError:
-            continue  # gone meanwhile
+            continue  # the process has ended meanwhile
         children.setdefault(parent, []).append(int(entry))
     found, todo = [], [pid]
     while todo:
@@ -100,11 +102,11 @@ def _pss(pid: int) -> int:
     try:
         return pss(pid)
     except OSError:
-        return 0  # gone meanwhile
+        return 0  # the process has ended meanwhile
 
 
 def environment(title: str, folder: Path, python: str) -> str:
-    """Return the interpreter of a library's own environment; pip makes the environment if it is missing."""
+    """Return the interpreter of a library's own environment; create the environment with pip if it is missing."""
     adapter = import_module(f"libraries.{PEERS[title]}")
     home = folder / PEERS[title]
     stamp = home / "packages.json"
@@ -136,7 +138,7 @@ def installed() -> dict[str, str]:
 
 @dataclass
 class Comparison:
-    """The measurements: seconds per operation and round, by library, value and operation."""
+    """The measurements: seconds per operation in each round, by library, value and operation."""
 
     seconds: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
     cold: dict[str, list[float]] = field(default_factory=dict)
@@ -186,7 +188,7 @@ class Comparison:
         )
 
     def table(self) -> str:
-        """Return times, with the ratios to our times in parentheses."""
+        """Return a text table of the times, with the ratios to our times in parentheses."""
         rows = [("", *self.libraries())]
         values = dict.fromkeys(value for measured in self.seconds.values() for value in measured)
         for value in values:
@@ -268,13 +270,13 @@ def compare(
     Parameters
     ----------
     interpreters : mapping
-        Titles of libraries with the Python that each runs in.
+        Titles of libraries -> the Python interpreter in which each runs.
     values : list of str
-        Names out of `measuring.data.VALUES`.
+        Names from `measuring.data.VALUES`.
     rounds, cold_rounds : int
-        How often each operation and each start is measured.
+        How many times each operation and each cold start is measured.
     logs : Path
-        Folder for what the libraries print.
+        Folder for the output that the libraries print.
     """
     result = Comparison()
     result.cold = interleaved(

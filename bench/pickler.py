@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Compare the pickler with `_pickle` of the same interpreter: first the results, then the times in interleaved rounds.
+"""Compare our pickler with `_pickle` of the same interpreter: first the results, then the times in interleaved rounds.
 
     python bench/pickler.py                 the table
     python bench/pickler.py ints lambda     rows whose name contains one of the words
     python bench/pickler.py --json out.json
     python bench/pickler.py --sweep         over 300 shapes; the slowest are printed
-    python bench/pickler.py --safe          loads with allow= over loads without
+    python bench/pickler.py --safe          compare loads with allow= and without
 
-Protocol 5 with a buffer callback, through the public functions, called as a program calls them. A ratio above 1 means that ours
-is faster; it is the median of the ratios of the rounds, in CPU time. The row with a lambda is compared with
-cloudpickle. If Apache Fory (`pip install pyfory`) is installed, the last column of each side is the ratio of its time
-to ours. The column shows "-" if Fory fails or its output differs from the input. Results are compared with the input
-before anything is timed.
+Both sides use protocol 5 with a buffer callback, through the public functions, called as a program calls them. The
+printed ratio is the median of the rounds' ratios of CPU times; above 1 our pickler is faster. The row with a lambda is
+compared with cloudpickle. If Apache Fory (`pip install pyfory`) is installed, the last column of each side is the ratio
+of its time to ours. The column shows "-" if Fory fails or its output differs from the input. Results are compared with
+the input before anything is timed.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def equal(a, b):
     return a == b
 
 
-sink = []  # collects the buffers; both sides use the same bound method
+sink = []  # collects the buffers; both picklers get its `append` as the callback
 
 
 def loop_of(expression, **names):
-    """Return a function that evaluates `expression` `count` times, with the call written as in a program."""
+    """Return a function that evaluates `expression` `count` times, with the call written out as in a program."""
     arguments = ", ".join(["repeat", *(f"{name}={name}" for name in names)])
     source = f"def loop({arguments}):\n    for _ in repeat:\n        {expression}\n"
     exec(source, names)
@@ -82,7 +82,7 @@ def pickle_loops(obj, theirs=pickle.dumps):
         if not equal(result, obj):
             raise AssertionError(what)
     dumps, loads = "dumps(obj, 5, buffer_callback=callback)", "loads(stream, buffers=buffers)"
-    if buffers:  # as in a program, drop the buffers before the next dump; otherwise the collector would be measured
+    if buffers:  # drop the buffers before the next dump, as programs do; otherwise we would measure the collector
         dumps += "; clear()"
     callback = sink.append
     return {
@@ -94,8 +94,10 @@ def pickle_loops(obj, theirs=pickle.dumps):
 
 
 def fory_loops(obj):
-    """The same of Apache Fory in its native mode with references tracked; empty if there is no pyfory, or if it fails or does
-    not give back what went in."""
+    """Return the loops for Apache Fory in its native mode with reference tracking.
+
+    The result is empty if pyfory is missing, fails, or returns a different value.
+    """
     try:
         import pyfory
     except ImportError:
@@ -105,7 +107,7 @@ def fory_loops(obj):
         data = fory.serialize(obj)
         if not equal(fory.deserialize(data), obj):
             return {}
-    except Exception:  # any exception means that it does not support the value
+    except Exception:  # any exception means that pyfory does not support the value
         return {}
     return {
         ("dumps", "fory"): loop_of("serialize(obj)", serialize=fory.serialize, obj=obj),
@@ -114,7 +116,7 @@ def fory_loops(obj):
 
 
 def seconds(loop, count):
-    """Return the CPU time of one turn of a loop, which other load on the machine hardly affects."""
+    """Return the CPU time of one pass through a loop; other load on the machine hardly affects it."""
     start = time.thread_time()
     loop(count)
     elapsed = time.thread_time() - start
@@ -123,7 +125,7 @@ def seconds(loop, count):
 
 
 def compare(loops, rounds, target):
-    """{whose: (median of the ratios of its time to ours, median time)} over interleaved rounds of about `target` seconds."""
+    """Return {whose: (median ratio of its time to ours, median time)} for rounds of about `target` seconds."""
     times = {whose: [] for whose in loops}
     counts = {
         whose: max(1, int(target / max(seconds(loop, 1), seconds(loop, 1), 1e-7))) for whose, loop in loops.items()
@@ -142,9 +144,9 @@ def compare(loops, rounds, target):
 
 
 def measure(name, make, rounds, target, fory=False):
-    """{side: {whose: (ratio, seconds)}} of one row."""
+    """Return {side: {whose: (ratio, seconds)}} for one row."""
     obj = make()
-    gc.freeze()  # otherwise the standard pickler's temporary objects make the collector walk the data repeatedly
+    gc.freeze()  # otherwise temporary objects of the standard pickler make the collector traverse the data
     theirs = pickle.dumps
     if name == "lambda":
         import cloudpickle
@@ -163,15 +165,14 @@ def measure(name, make, rounds, target, fory=False):
 
 
 def python_share(loop):
-    """Return the fraction of one turn that is spent in Python code (hooks of the objects, the same for both picklers),
-    from a profile of calls."""
+    """Return the fraction of time in the objects' own Python hooks, which are the same for both picklers."""
     inside, depth, entered = 0.0, 0, 0.0
 
     def watch(frame, event, arg):
         nonlocal inside, depth, entered
         if event == "call":
             depth += 1
-            if depth == 3:  # the lambda and the loop are frames, too
+            if depth == 3:  # frames 1 and 2 are the lambda and the loop
                 entered = time.thread_time()
         elif event == "return":
             if depth == 3:
@@ -199,7 +200,7 @@ def bytes_of_text(obj):
 
 
 def remark(value, side, obj):
-    """Return the reason why a median below 0.95 does not count, or an empty string."""
+    """Return a remark about a median below 0.95: why it does not count, or that it counts; else an empty string."""
     if value >= 0.95:
         return ""
     if bytes_of_text(obj) > 64 << 20:
@@ -209,7 +210,7 @@ def remark(value, side, obj):
 
 
 def sweep_all(options):
-    """Every shape of the sweep, worst first; below 0.95 is marked."""
+    """Measure every shape of the sweep and print the slowest first, with a remark for each ratio below 0.95."""
     found = []
     for name, make in sweep():
         if options.words and not any(word in name for word in options.words):

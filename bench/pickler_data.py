@@ -1,4 +1,4 @@
-"""The objects of the pickler's table, importable by the processes that load them."""
+"""Define the objects of the pickler's table, in a module so that the processes that load them can import it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def closure(scale=3):
 
 
 def _pyperformance(rng):
-    """Return data like that of pyperformance's pickle benchmark: a small mixed dict, a tuple, a group of dicts."""
+    """Return data like that of pyperformance's pickle benchmark: a small mixed dict, a tuple, a list of dicts."""
     mixed = {
         "ads_flags": 0, "age": 18, "birthday": datetime.date(1980, 5, 7), "bulletin_count": 0, "comment_count": 0,
         "country": "BR", "encrypted_id": "G9urXXAJwjE", "favorite_count": 9, "first_name": "", "flags": 412317970704,
@@ -79,7 +79,7 @@ def _pyperformance(rng):
 
 
 def json_document(size=1 << 20):
-    """Return about `size` bytes of JSON, as parsed: equal keys are the same object, equal values are not."""
+    """Return the result of parsing about `size` bytes of JSON: equal keys are the same object, equal values are not."""
     import json
 
     rng = random.Random(3)
@@ -102,7 +102,7 @@ def json_document(size=1 << 20):
 
 
 def rows():
-    """(name, object, promised ratio of dumps, of loads); each object is made when it is needed."""
+    """Return rows of (name, function that makes the object, minimum ratio of dumps, minimum ratio of loads)."""
     import numpy as np
 
     rng = random.Random(1)

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Count the instructions per element for each row of the pickler's table by callgrind: `_pickle`, ours, Apache Fory.
+"""Count instructions per element with callgrind, for each row of the pickler's table: `_pickle`, ours, Apache Fory.
 
     python bench/pickler_instructions.py                 the table (minutes: callgrind is 50 times slower)
     python bench/pickler_instructions.py ints lambda     rows whose name contains one of the words
     python bench/pickler_instructions.py --json out.json
-    python bench/pickler_instructions.py --safe          loads with allow= beside loads without
+    python bench/pickler_instructions.py --safe          compare loads with allow= and without
     python bench/pickler_instructions.py --profile dumps,ours one    where they go, for rows that contain a word
 
-Instructions do not depend on other load, so two runs differ by a few in a thousand (addresses
-decide on hash collisions). One process runs all rows under callgrind; before and after each measurement it tells
-callgrind to reset and to write its counters, by client requests in a few lines of C that are compiled on demand. The
-cost of the loop itself is measured the same way and subtracted. The script needs valgrind with its headers, and a C
+Instruction counts do not depend on other load; two runs differ only by a few per thousand, because addresses determine
+hash collisions. One process runs all rows under callgrind. It tells callgrind to reset its counters before each
+measurement and to write them afterwards, by client requests in a few lines of C that are compiled on demand. The cost
+of the loop itself is measured in the same way and subtracted. The script needs valgrind with its headers, and a C
 compiler.
 """
 
@@ -40,7 +40,7 @@ void end(const char *name)
 
 
 def elements(name):
-    """Return the divisor of a row's instructions, which is its leading number."""
+    """Return the number of elements of a row, which is the number at the start of its name, or 1."""
     found = re.match(r"([\d,]+) ", name)
     return int(found[1].replace(",", "")) if found else 1
 
@@ -49,7 +49,7 @@ def elements(name):
 
 
 def measure_all(library, words):
-    """Run every row between the two requests; callgrind writes a file for each."""
+    """Run every row between the requests to reset and to write the counters; callgrind writes one file per row."""
     import cloudpickle
     from pickler import SAFE_ROWS, fory_loops, loop_of, pickle_loops, safe_loops
     from pickler_data import rows
@@ -88,7 +88,7 @@ def measure_all(library, words):
 
 
 def under_callgrind(folder, words):
-    """{label: instructions} of what the child measured."""
+    """Run the measuring process under callgrind; return {label: instructions}."""
     source, library = folder / "requests.c", folder / "requests.so"
     source.write_text(REQUESTS)
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
@@ -112,7 +112,7 @@ def under_callgrind(folder, words):
 
 
 def table(counts):
-    """[{name, elements, dumps: {whose: instructions per element}, loads: ...}]"""
+    """Return [{name, elements, dumps: {whose: instructions per element}, loads: ...}]."""
     loop = counts.pop("|-|loop|1000") / 1000
     found = {}
     for label, total in counts.items():

@@ -10,7 +10,7 @@ __all__ = ["draw"]
 
 
 def draw(result: Comparison, path: Path) -> bool:
-    """Write a PNG file; False where matplotlib, an optional extra, is missing."""
+    """Write a PNG file; return False if matplotlib, an optional extra, is missing."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

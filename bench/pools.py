@@ -5,9 +5,9 @@
     python bench/pools.py [--quick] [--jobs N]
 
 Three contenders take turns, each a separate process with its own workers: joblib unchanged; the same array under
-`install()`; and an array in the store under `install()`. The time includes the whole call, with the results consumed as
-they arrive. Memory is the largest total of the proportional set sizes of the process and its workers, which another
-process samples during a call that is not timed. The largest total is divided by process and by kind of memory: private
+`install()`; and an array in the store under `install()`. The time includes the whole call, which consumes the results
+as they arrive. Memory is the largest total of the proportional set sizes of the process and its workers; another
+process samples it during a call that is not timed. The largest total is split by process and by kind of memory: private
 memory, the store, joblib's files.
 """
 
@@ -27,7 +27,7 @@ CONTENDERS = {"joblib": "joblib's memmapping", "given": "install()", "stored": "
 
 
 def part(array, number: int, length: int):
-    """Return a result of a tenth of the array's size, whose computation needs the complete array."""
+    """Return a result with a tenth of the array's size; the worker gets the complete array as an argument."""
     return array[:length] + array[number * length : (number + 1) * length]
 
 
@@ -60,8 +60,7 @@ def serve(kind: str, nbytes: int, jobs: int) -> None:
     get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
-# ---- the comparing process
-# ------------------------------------------------------------------------------------------------
+# ---- the comparing process -------------------------------------------------------------------------------------------
 
 
 def descendants(pid: int) -> list[int]:
@@ -95,7 +94,7 @@ def kind_of(path: str) -> str:
 
 
 def split_pss(pid: int) -> dict[str, int]:
-    """Return proportional set sizes for "caller" and "workers", by kind of mapping."""
+    """Return the proportional set sizes of the "caller" and of all "workers", by kind of mapping."""
     found: dict[str, int] = {}
     for one in descendants(pid):
         who, kind = "caller" if one == pid else "workers", "private"
@@ -109,7 +108,7 @@ def split_pss(pid: int) -> dict[str, int]:
                 if words[0] == "Pss:":
                     found[f"{who}: {kind}"] = found.get(f"{who}: {kind}", 0) + (int(words[1]) << 10)
                 elif words[0] == "Anonymous:" and kind != "private":
-                    # These are the written pages of a copy-on-write mapping.
+                    # Pages of a copy-on-write mapping that were written are private.
                     found[f"{who}: {kind}"] -= int(words[1]) << 10
                     found[f"{who}: private"] = found.get(f"{who}: private", 0) + (int(words[1]) << 10)
             else:

@@ -2,7 +2,7 @@
 """Run all benchmarks: a comparison of libraries, the figures with limits, and single operations.
 
     python bench/run.py --out DIR                       in the environment that pyray_ser is installed in
-    python bench/run.py --out DIR --peers --python PY   also Ray, Plasma and vineyard, each in an environment of its own
+    python bench/run.py --out DIR --peers --python PY   also Ray, Plasma and vineyard, each in its own environment
     python bench/run.py --out DIR --only comparison
 
 Writes comparison.json, comparison.png, claims.json, operations.json and the logs of the libraries into DIR.

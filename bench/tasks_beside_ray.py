@@ -3,7 +3,7 @@
 
     python bench/tasks_beside_ray.py --ray PYTHON [--quick]
 
-PYTHON is the interpreter of an environment with Ray from its wheel; `make bench-peers` leaves one in build/.
+PYTHON is the interpreter of an environment with Ray from its wheel; `make bench-peers` creates one in build/.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COLD = 10.0
 
 
 class Side:
-    """A library in a process; `cold` is how long it took from the start of the interpreter to the first result."""
+    """A process that runs one library; `cold` is the time from the start of the interpreter to the first result."""
 
     def __init__(self, python: str, library: str) -> None:
         # Our package may be on PYTHONPATH; Ray's environment has its own packages.

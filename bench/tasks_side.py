@@ -1,4 +1,4 @@
-"""One side of `tasks_beside_ray.py`: times tasks and actors of one library, as requested on standard input.
+"""Time tasks and actors of one library, as requested on standard input: one side of `tasks_beside_ray.py`.
 
 The script runs in the library's own environment, so it uses no code of this project, except the package on our own
 side.
@@ -46,7 +46,7 @@ def main() -> None:
     task, measured, actor = library.remote(nothing), library.remote(length), library.remote(Actor).remote()
     library.get(task.remote())
     print("first", flush=True)
-    # Import numpy only here, because a cold start is timed until the first result.
+    # Import numpy only here, after the first result, because the time of a cold start ends there.
     import numpy as np
 
     array = np.zeros(125_000)

@@ -1,7 +1,7 @@
-"""The process in which one library is measured. It reads commands as lines of JSON and answers each with one line.
+"""Measure one library in this process. It reads commands as lines of JSON and answers each with one line.
 
 The script needs only Python, numpy and the library, because it also runs in the environments of the compared libraries.
-Output of the libraries goes to stderr. `worker.py MODULE --cold` measures the start alone and ends.
+Output of the libraries goes to stderr. `worker.py MODULE --cold` measures only the start and ends.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from measuring import data
 from measuring.machine import versions
 
 ROUND = 0.01  # seconds that one round should take
-MOST = 1000  # the most objects that are alive at the same time
-MOST_BYTES = 200_000_000  # and their bytes
+MOST = 1000  # maximum number of live objects
+MOST_BYTES = 200_000_000  # maximum total size of these objects
 
 
 class Worker:
@@ -30,7 +30,7 @@ class Worker:
         self._values: dict[str, tuple[object, object, dict[str, int]]] = {}
 
     def start(self) -> dict:
-        """Return the time from the start of the library until the first object was put and got."""
+        """Return the time from the start of the library until it has put and got the first object."""
         begin = perf_counter()
         self._library.start()
         value = data.small()
@@ -70,7 +70,7 @@ class Worker:
         return {"numbers": numbers}
 
     def round(self, name: str, operation: str) -> dict:
-        """Seconds per operation. Freeing objects is not timed, because some of the libraries do it asynchronously."""
+        """Return seconds per operation, without the time to free objects, which some libraries do asynchronously."""
         value, handle, numbers = self._values[name]
         number = numbers[operation]
         if operation == "put":
@@ -92,7 +92,7 @@ class Worker:
         return {"seconds": taken / number}
 
     def forget(self, name: str) -> dict:
-        """End what `prepare` put."""
+        """Free the object that `prepare` put."""
         _, handle, _ = self._values.pop(name)
         self._library.free(handle)
         return {}

@@ -1,4 +1,4 @@
-"""A torch DataLoader with a data set in the store: one copy for all workers, compared with a copy for each. Needs torch."""
+"""Compare DataLoader workers that share one data set in the store with workers that each have a copy. Needs torch."""
 
 import os
 
@@ -12,7 +12,7 @@ COUNT, SIDE, WORKERS = 800, 256, 2
 
 
 class Copied(Dataset):
-    """Holds the images: each worker gets all of them."""
+    """A data set that holds the images: each worker gets a copy of all images."""
 
     def __init__(self, images):
         self.images = images
@@ -25,14 +25,14 @@ class Copied(Dataset):
 
 
 class Shared(Copied):
-    """Holds a reference: the workers read the images in the store."""
+    """A data set that holds a reference: the workers read the images in the store."""
 
     def __init__(self, ref):
         self.ref = ref
 
     @property
     def images(self):
-        return pyray_ser.get(self.ref)  # in place, in less than a microsecond
+        return pyray_ser.get(self.ref)  # no copy; takes less than a microsecond
 
 
 def memory():

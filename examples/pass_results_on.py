@@ -19,7 +19,7 @@ def extremes(ref):
 
 def main():
     with ProcessPoolExecutor(3) as pool:
-        refs = list(pool.map(simulate, range(6)))  # a few dozen bytes each
+        refs = list(pool.map(simulate, range(6)))  # each reference has a few dozen bytes
         for seed, low, high in pool.map(extremes, refs):
             print(f"walk {seed}: {low:9.1f} to {high:9.1f}")
     stats = pyray_ser.stats()

@@ -9,7 +9,7 @@ import pyray_ser
 
 
 def largest_row(ref, start, stop):
-    table = pyray_ser.get(ref)  # over shared memory: nothing is copied
+    table = pyray_ser.get(ref)  # views of shared memory: nothing is copied
     sums = table[start:stop].sum(axis=1)
     best = int(sums.argmax())
     return float(sums[best]), start + best, os.getpid()

@@ -28,7 +28,7 @@ def pytest_report_header(config):
 
 
 def pytest_collection_finish():
-    """Let the collector skip what the tests imported: it has no garbage, and many tests collect after each allocation."""
+    """Make the collector skip all imported objects: none is garbage, and many tests collect after each allocation."""
     gc.collect()
     gc.freeze()
 
@@ -62,7 +62,7 @@ def no_file_left_in_the_checkout():
 
 
 def checkout_entries() -> set[str]:
-    """Return the names at the top of the checkout, without the hidden ones, which tools of tests make."""
+    """Return the names at the top of the checkout, except hidden ones, which test tools create."""
     return {name for name in os.listdir(ROOT) if not name.startswith(".")}
 
 

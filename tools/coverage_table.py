@@ -1,18 +1,18 @@
-"""Print gcovr's counts for csrc/store as one table, and compare the unreached branches with the reasons in the source.
+"""Print gcovr's counts for csrc/store as a table, and match each unreached branch with a reason in the source.
 
 coverage_table.py COVERAGE.json [ROOT] [--reached]
 
-COVERAGE.json is gcovr's `--json`.  A reason is a comment on a separate line in front of the statement whose branches
-it explains:
+COVERAGE.json is the output of gcovr's `--json`.  A reason is a comment on a separate line in front of the statement
+whose branches it explains:
 
     /* unreached: race 2: the owner died meanwhile */
 
-It has a kind (KINDS), the number of branches that it explains (default 1), and words if the kind alone does not
-explain them; several such comments may follow each other.  Races are marked even if some runs reach them.
+A reason has a kind (one of KINDS), the number of branches that it explains (default 1), and a text if the kind alone
+does not explain them; several such comments may follow each other.  Races are marked even if some runs reach them.
 
-The table shows lines and branches of every file, and how many unreached branches have a reason and how many have
-none; then it lists the latter by line.  Only an invalid comment is an error, because the reached branches differ
-a little from run to run. `--reached` names the reasons that this run did not need.
+The table shows the lines and branches of every file, and how many unreached branches have a reason and how many have
+none. A list of the branches without a reason follows, by line. Only an invalid comment is an error, because the reached
+branches differ a little from run to run. `--reached` lists the reasons that this run did not need.
 """
 
 import argparse
@@ -41,7 +41,7 @@ ENTRY = re.compile(r"(?P<kind>[a-z]+)(?: (?P<count>[1-9]\d*))?(?:: (?P<words>\S.
 
 @dataclasses.dataclass
 class Line:
-    """A line with branches."""
+    """A line of source code that has branches."""
 
     file: str
     number: int
@@ -69,9 +69,9 @@ class Reason:
 
 @dataclasses.dataclass
 class Report:
-    excused: dict[str, int]  # unreached branches with a reason, by file
-    unexplained: list[tuple[Line, int]]  # and how many branches of the line have no reason
-    reached: list[Reason]  # reasons that were not needed, completely or partly
+    excused: dict[str, int]  # file -> number of unreached branches that have a reason
+    unexplained: list[tuple[Line, int]]  # lines, and how many of their unreached branches have no reason
+    reached: list[Reason]  # reasons for branches that this run has reached, all or some of them
 
 
 def read_coverage(data: dict[str, list[dict[str, object]]]) -> list[File]:

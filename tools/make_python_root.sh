@@ -3,8 +3,8 @@
 #
 #   tools/make_python_root.sh FOLDER SUITE [MIRROR]
 #
-# SUITE is a name such as trixie (Python 3.13) or sid (whatever is newest). Needs root and debootstrap. The folder holds the
-# interpreter with its headers, its own test suite and a C compiler; `tools/in_root.sh` runs commands in it, and
+# SUITE is a name such as trixie (Python 3.13) or sid (the newest version). Needs root and debootstrap. The folder holds
+# the interpreter with its headers, its own test suite and a C compiler; `tools/in_root.sh` runs commands in it, and
 #
 #   make test-versions VERSIONS="python3.12 /srv/python/trixie /srv/python/sid"
 #

@@ -8,7 +8,7 @@ python=$1 venv=$2 wheel=$3
 
 rm -rf "$venv"
 "$python" -m venv "$venv"
-# An empty PATH and a compiler that fails: a wheel that wants to build something cannot.
+# The PATH is empty and the compiler fails, so the wheel cannot build anything.
 env PATH="$venv/bin" CC=/bin/false "$venv/bin/python" -m pip --quiet install --only-binary :all: "$wheel"
 cd /
 "$venv/bin/python" -P - <<'PROGRAM'

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Write docs/types.md from docs/types.json, which the tests measure and check.
 
-    python tools/types_page.py                              the page, from the figures that are recorded
-    python tools/types_page.py --measure [--ray PYTHON]     measure again first; PYTHON: of an environment with Ray
+    python tools/types_page.py                              write the page from the recorded figures
+    python tools/types_page.py --measure [--ray PYTHON]     measure again first; PYTHON has Ray installed
 
-Measuring needs what `make test-heavy` installs; Ray's figures stay unchanged if no environment is given.
+Measuring needs the packages that `make test-heavy` installs. Without `--ray`, Ray's figures stay unchanged.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Measured with {versions}.
 
 
 def number(copies: float) -> str:
-    """Copies, as a page shows them."""
+    """Return a number of copies as the page shows it."""
     nearest = round(copies)
     return str(nearest) if abs(copies - nearest) < 0.15 else f"{copies:.1f}"
 
@@ -78,12 +78,12 @@ def in_band(figures: dict) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in short."""
+    """Return a number of bytes with a short unit."""
     return f"{count} B" if count < 10_000 else f"{count / 1e3:.0f} kB" if count < 1_000_000 else f"{count / 1e6:.1f} MB"
 
 
 def render(data: dict) -> str:
-    """The whole page."""
+    """Return the text of the whole page."""
     lines, group = [], ""
     for key, ours in data["ours"].items():
         kind, _, name = key.partition("/")

@@ -1,5 +1,5 @@
 /*
- * copy_bench.c - measures copies into shared memory, by state of the pages and by kernel.
+ * copy_bench.c - measures copies into shared memory for each state of the pages and each way to copy.
  *
  *     cc -std=gnu11 -O2 -pthread -Icsrc/store/platform bench/c/copy_bench.c csrc/store/platform/copy.c csrc/store/platform/threads.c \
  *        csrc/store/platform/fill.c csrc/store/platform/copy_strided.c csrc/store/platform/pages.c -o copy_bench
@@ -133,8 +133,8 @@ static void way_fill_1(const place *p)
 typedef struct way {
     const char *name;
     void (*run)(const place *);
-    unsigned states; /* one bit per page state in which the candidate makes sense */
-    bool base;       /* a candidate that prs_fill must not be slower than */
+    unsigned states; /* one bit for each page state in which the candidate is measured */
+    bool base;       /* prs_fill must not be slower than this candidate */
 } way;
 
 #define WARM 1u
@@ -224,7 +224,7 @@ static void bench_fill(size_t n, int rounds)
     free(src);
 }
 
-/* One process fills the same extent repeatedly, as the store does. */
+/* Let one process fill the same extent repeatedly, as the store does. */
 static void bench_reuse(size_t n, int rounds)
 {
     enum { PUTS = 6 };
@@ -258,7 +258,7 @@ static void bench_reuse(size_t n, int rounds)
     free(src);
 }
 
-/* Find the size from which one way is faster than another. The destination rotates through 256 MB, the source stays. */
+/* Find the size above which one way is faster than another. Destinations rotate through 256 MB, the source is fixed. */
 static void bench_cross(int rounds)
 {
     enum { SPAN = 256 << 20 };

@@ -1,16 +1,15 @@
-"""One adapter per library; each runs in a separate process, and if necessary in a separate environment.
+"""Adapters for the measured libraries; each runs in a separate process, and if necessary in a separate environment.
 
 An adapter is a module with
 
-    PACKAGES       what pip installs into a separate environment; empty: nothing, it runs in the environment of the
-    benchmarks
-    DISTRIBUTIONS  whose versions are written down
-    SKIPS          values that it cannot take, with the reason
-    Library        start()               import the library and bring up whatever must run; part of the cold start
-                   put(value) -> handle  from here on another process could read it
-                   get(handle) -> value  as another process would; arrays without a copy where the library can
-                   free(handle)          end the object
-                   stop()                end everything
+    PACKAGES       what pip installs into a separate environment; if empty, the adapter runs in that of the benchmarks
+    DISTRIBUTIONS  distributions whose versions are recorded
+    SKIPS          values that the library cannot store, with the reason
+    Library        start()               import the library and start its processes; part of the cold start
+                   put(value) -> handle  store the value; afterwards another process can read it
+                   get(handle) -> value  read the value as another process would; without copying arrays if possible
+                   free(handle)          free the object
+                   stop()                stop all that `start` started
 """
 
 # Title of a library -> its module, in the order of the table.

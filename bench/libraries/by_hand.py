@@ -1,4 +1,4 @@
-"""multiprocessing.shared_memory as in its documentation: arrays are copied unchanged, everything else is pickled."""
+"""Use multiprocessing.shared_memory as its documentation shows: copy arrays unchanged, pickle everything else."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Library:
 
 
 class _Attached(np.ndarray):
-    """An array that keeps its block mapped, as programs need if a function returns such an array."""
+    """An array that keeps its block of shared memory mapped, which a function needs if it returns such an array."""
 
     def __new__(cls, shape: tuple, dtype: np.dtype, block: shared_memory.SharedMemory) -> np.ndarray:
         array = super().__new__(cls, shape, dtype, block.buf)

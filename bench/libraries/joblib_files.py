@@ -1,4 +1,4 @@
-"""joblib writes a file in /dev/shm and opens it as a memory map."""
+"""Adapter for joblib, which writes a file in /dev/shm and opens it as a memory map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This library."""
+"""Adapter for this library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Library:
         self.put, self.get = pyray_ser.put, pyray_ser.get
 
     def free(self, ref: object) -> None:
-        """The caller has the last reference and drops it."""
+        """Do nothing: the caller has the last reference and drops it, which frees the object."""
 
     def stop(self) -> None:
         self._package.shutdown()

@@ -1,4 +1,4 @@
-"""pickle in unshared memory: only the cost of serializing, which occurs twice for a large array."""
+"""pickle in unshared memory: shows only the cost of serializing, since put and get each copy a large array."""
 
 from __future__ import annotations
 

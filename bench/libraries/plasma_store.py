@@ -12,7 +12,7 @@ SKIPS: dict[str, str] = {}
 
 class Library:
     def start(self) -> None:
-        warnings.simplefilter("ignore")  # every call says that it is deprecated
+        warnings.simplefilter("ignore")  # every call issues a deprecation warning
         from pyarrow import plasma
 
         self._stack = ExitStack()

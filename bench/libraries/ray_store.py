@@ -25,7 +25,7 @@ class Library:
         self.put, self.get = ray.put, ray.get
 
     def free(self, ref: object) -> None:
-        """The caller has the last reference and drops it."""
+        """Do nothing: the caller has the last reference and drops it, which frees the object."""
 
     def stop(self) -> None:
         self._ray.shutdown()

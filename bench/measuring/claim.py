@@ -11,10 +11,10 @@ __all__ = ["Claim", "at_least", "at_most", "markdown", "table"]
 @dataclass(frozen=True)
 class Claim:
     """
-    One promised figure.
+    One measured figure and the limit that it must keep.
 
-    `unit` is "us", "ms", "x", "%", "bytes" or "GiB"; `relation` is how the figure must stand to the target. A claim
-    that could not be measured has no figure and says why in `detail["skipped"]`.
+    `unit` is "us", "ms", "x", "%", "bytes" or "GiB"; `relation` is the relation that the figure must have to the
+    target. A claim that could not be measured has no figure, and `detail["skipped"]` contains the reason.
     """
 
     row: str

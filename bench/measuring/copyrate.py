@@ -16,7 +16,7 @@ import numpy as np
 
 __all__ = ["Cold", "Copy", "SecondHand", "copy"]
 
-MADV_POPULATE_WRITE = 23  # in Linux since 5.14, not in the mmap module yet
+MADV_POPULATE_WRITE = 23  # Linux has this flag since 5.14, but the mmap module does not define it yet
 
 
 @cache
@@ -55,7 +55,7 @@ def _kernels() -> dict[str, tuple[bool, int]]:
 
 class Copy:
     """
-    Measure copies of `array` by every kernel into mapped memory that was used before, private and shared.
+    Measure copies of `array` with every copy function into mapped memory that was used before, private and shared.
 
     The functions that `kernels` returns must not be called after `close`.
     """
@@ -147,7 +147,7 @@ class Cold:
 
 
 class SecondHand(Cold):
-    """Measure the same for a file whose pages exist, but were never mapped by this process."""
+    """Measure the same copies into a file whose pages exist, but were never mapped by this process."""
 
     def _file(self) -> int:
         file = super()._file()

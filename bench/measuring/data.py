@@ -1,4 +1,4 @@
-"""Make the values that are measured, and compare them with the results."""
+"""Make the values with which libraries are measured, and compare them with the results."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ MB = 1_000_000
 
 
 def small() -> np.ndarray:
-    """80 bytes of data."""
+    """Return an array with 80 bytes of data."""
     return np.arange(10, dtype=np.float64)
 
 
 def large(nbytes: int) -> np.ndarray:
-    """Return an array of that many bytes with no two equal pages; every page is written, so that it really exists."""
+    """Return an array of `size` bytes with no two equal pages; every page is written, so that it really exists."""
     return np.arange(nbytes // 8, dtype=np.float64)
 
 
 def mapping() -> dict:
-    """Return a typical dict of 1 KB when pickled: settings, a few numbers, a few strings, and a nested dict."""
+    """Return a typical dict that takes 1 KB when pickled: settings, a few numbers and strings, and a nested dict."""
     return {
         "name": "experiment-0173",
         "created": 1712345678.25,

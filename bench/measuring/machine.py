@@ -12,7 +12,7 @@ __all__ = ["describe", "versions"]
 
 
 def describe() -> dict:
-    """Describe the machine in terms that suffice to compare figures but do not identify it."""
+    """Describe the machine well enough to compare figures, but without identifying it."""
     with open("/proc/meminfo") as file:
         kib = int(next(line for line in file if line.startswith("MemTotal")).split()[1])
     return {

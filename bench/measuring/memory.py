@@ -10,7 +10,7 @@ __all__ = ["do_nothing", "pss"]
 
 
 def pss(pid: int | str = "self", kind: str = "Pss") -> int:
-    """Return the proportional set size in bytes: shared pages are divided by the number of processes that map
+    """Return the proportional set size in bytes, which divides shared pages by the number of processes that map
     them."""
     with open(f"/proc/{pid}/smaps_rollup") as file:
         for line in file:

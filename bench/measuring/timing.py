@@ -20,7 +20,7 @@ Round = Callable[[], float]
 
 class Loop:
     """
-    A statement in a tight loop; a call returns the seconds per execution, averaged over one round.
+    A callable that runs a statement in a tight loop and returns the seconds per execution, averaged over one round.
 
     The garbage collector stays on, unlike timeit's default, because an allocation that triggers it is part of the cost.
 
@@ -28,11 +28,11 @@ class Loop:
     ----------
     statement : str
     names : mapping
-        What the statement refers to.
+        The names that the statement uses.
     per : int
-        How many operations one execution is.
+        The number of operations in one execution.
     seconds : float
-        How long a round should take.
+        The intended duration of a round.
     """
 
     def __init__(self, statement: str, names: Mapping, *, per: int = 1, seconds: float = 2e-3, most: int = 1_000_000):
@@ -50,7 +50,7 @@ class Loop:
 
 
 def once(function: Callable[[], object]) -> Round:
-    """A round of one timed call, whose result is dropped after the time was measured."""
+    """Return a round that times one call, and drops its result only after the time was measured."""
 
     def call() -> float:
         start = perf_counter()
@@ -69,7 +69,7 @@ def interleaved(rounds: int, contenders: Mapping[str, Round], *, warm_up: int = 
     Returns
     -------
     dict of list of float
-        Per contender the results of its rounds, in order, so that equal places belong to one round.
+        For each contender, the results of its rounds in order: results at the same index belong to the same round.
     """
     names = list(contenders)
     for _ in range(warm_up):
@@ -87,15 +87,15 @@ def typical(results: Iterable[float]) -> float:
     """
     Return the lower quartile, which is the time of an undisturbed round.
 
-    For times that stand alone. Neighbours on the machine only ever add to a round, and on a busy one to most of them;
-    the fastest round of all, on the other hand, may owe something to luck.
+    Use it for times that are not part of a ratio. Other load on the machine can only lengthen a round, and on a busy
+    machine it lengthens most rounds; the fastest round, on the other hand, may be a lucky exception.
     """
     ordered = sorted(results)
     return ordered[len(ordered) // 4]
 
 
 def ratios(numerators: Iterable[float], denominators: Iterable[float]) -> list[float]:
-    """One ratio per round."""
+    """Return one ratio for each round."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
 
 
@@ -105,5 +105,5 @@ def median_ratio(numerators: Iterable[float], denominators: Iterable[float]) -> 
 
 
 def best(results: Mapping[str, list[float]], names: Iterable[str]) -> str:
-    """Return the one of `names` that has the smallest median."""
+    """Return the name in `names` that has the smallest median."""
     return min(names, key=lambda name: median(results[name]))

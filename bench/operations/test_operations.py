@@ -1,4 +1,4 @@
-"""Measure single operations of this library by pytest-benchmark: run `make bench`, or pytest on this folder."""
+"""Measure single operations of this library with pytest-benchmark: run `make bench`, or pytest on this folder."""
 
 from __future__ import annotations
 

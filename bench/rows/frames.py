@@ -1,4 +1,4 @@
-"""Compare tables of 1 GB with a copy of their bytes, columns of objects with pickle; measure a torch state dict."""
+"""Compare tables of 1 GB with a copy of their bytes, and columns of objects with pickle; measure a torch state dict."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _missing(what: str, error: ImportError) -> list[Claim]:
 
 
 class _Bytes:
-    """Copies all buffers of a value by memcpy, one after another, into memory that is in use."""
+    """Copy all buffers of a value with memcpy, one after another, into memory that was used before."""
 
     def __init__(self, value: Any) -> None:
         _, stream, *buffers = pyray_ser.dumps_frames(value)
@@ -76,7 +76,7 @@ def _texts(rows: int) -> Any:
 
 
 def pandas(quick: bool) -> list[Claim]:
-    """A frame of seven kinds of columns."""
+    """Measure a frame with seven kinds of columns."""
     try:
         import pandas as pd
         import pyarrow  # noqa: F401 - columns of text
@@ -100,7 +100,7 @@ def pandas(quick: bool) -> list[Claim]:
 
 
 def arrow(quick: bool) -> list[Claim]:
-    """A table of numbers, times and text."""
+    """Measure a table of numbers, times and text."""
     try:
         import pyarrow as pa
     except ImportError as error:
@@ -120,7 +120,7 @@ def arrow(quick: bool) -> list[Claim]:
 
 
 def polars(quick: bool) -> list[Claim]:
-    """A frame of numbers, times and text."""
+    """Measure a frame of numbers, times and text."""
     try:
         import polars as pl
     except ImportError as error:
@@ -139,7 +139,7 @@ def polars(quick: bool) -> list[Claim]:
 
 
 def objects(quick: bool) -> list[Claim]:
-    """Measure columns of Python objects, which have no bytes to share, so they cost as much as pickling."""
+    """Measure columns of Python objects, whose data cannot be shared, so that put costs as much as pickling."""
     try:
         import pandas as pd
     except ImportError as error:

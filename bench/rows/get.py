@@ -1,4 +1,4 @@
-"""Measure `get`, which makes a view in a fraction of a microsecond, for any size and number of objects."""
+"""Measure `get` for several sizes and numbers of objects; it makes a view in a fraction of a microsecond."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _put(nbytes: int) -> pyray_ser.ObjectRef:
 
 
 def small(quick: bool) -> list[Claim]:
-    """Measure every size, with the result dropped immediately, and while another view of the object is held."""
+    """Measure `get` for every size, with the result dropped immediately and while another view of the object exists."""
     sizes = {name: size for name, size in SIZES.items() if not quick or size <= 10**6}
     refs = {name: _put(size) for name, size in sizes.items()}
     loops = {f"{name}, dropped": Loop("get(ref)", {"get": pyray_ser.get, "ref": ref}) for name, ref in refs.items()}
@@ -58,10 +58,10 @@ def small(quick: bool) -> list[Claim]:
 
 class _Parts:
     """
-    Rounds of `get` over consecutive parts of `refs`, repeated cyclically. A round returns the seconds per `get`.
+    Call `get` for consecutive parts of `refs`, one part per round, cyclically. A round returns the seconds per `get`.
 
-    One pass over very many objects takes too long for a round, because other load would always disturb it. Each object
-    is still read again only after all others.
+    One pass over very many objects would take too long for a round, because other load would always disturb it. With
+    parts, too, each object is read again only after all others.
     """
 
     def __init__(self, refs: list[pyray_ser.ObjectRef], length: int = 1_000):
@@ -80,13 +80,13 @@ class _Parts:
 
 
 def many_live(quick: bool) -> list[Claim]:
-    """One object among 1, 1,000 and 100,000; and all of them in random order."""
+    """Measure `get` of one object among 1, 1,000 and 100,000 objects, and of all of them in random order."""
     array = data.small()
     first = _put(80)
     alone = Loop("get(ref)", {"get": pyray_ser.get, "ref": first})
     rounds = 5 if quick else 41
-    # Rounds with different numbers of live objects cannot be interleaved. A plain computation of the same duration
-    # shows changes of the clock rate.
+    # Rounds with different numbers of live objects cannot be interleaved. Each round also times a plain computation of
+    # the same duration, which shows changes of the clock rate.
     clock = Loop("len(data)", {"data": array})
     refs = [first]
     among: dict[int, float] = {}

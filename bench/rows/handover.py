@@ -1,4 +1,4 @@
-"""Measure a reference that is sent through a pipe: its cost in addition to that of the pipe, and its gain."""
+"""Measure what sending a reference through a pipe costs in addition to the pipe itself, and what it saves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BYTES, OBJECT, SHAPE, REF, MESSAGE, LARGE_REF, ARRAY, STOP = b"B", b"O", b"H", b
 
 
 class _Shape:
-    """An empty object that a registered reducer pickles like a reference, as a named callable and bytes."""
+    """An object whose pickle has the form of a pickled reference: the name of a callable, and bytes."""
 
     def __init__(self, content: bytes):
         self.content = content
@@ -36,7 +36,7 @@ ForkingPickler.register(_Shape, _reduce_shape)
 
 
 def _serve(pipe: Connection) -> None:
-    """Answer messages; the kind of the next one is fixed by the last `kind` message, so that nothing is added to it."""
+    """Answer messages. A message of one byte sets the kind of all following messages, so these need no extra byte."""
     kind = BYTES
     while True:
         message = pipe.recv_bytes()
@@ -60,7 +60,7 @@ def _serve(pipe: Connection) -> None:
         elif kind == ARRAY:
             array = np.frombuffer(message, np.float64)
             pipe.send_bytes(BOTH.pack(array[0], array[-1]))
-            # Freeing 100 MB takes 10 ms, so free the array here, where the next message is not timed yet.
+            # Freeing 100 MB takes 10 ms, so free the array here, before the other process times the next message.
             del array, message
         elif kind in (OBJECT, SHAPE):
             pipe.send_bytes(ForkingPickler.loads(message)[: FIRST.size])
@@ -91,8 +91,8 @@ def reference(quick: bool) -> list[Claim]:
     Measure a reference to an existing object: send it, `get` the object, read the first element, answer.
 
     This is measured twice, each time compared with as many bytes sent in the same way: raw, by `send_bytes`, and as an
-    object that the pipe pickles, by `send`. The second measurement also includes an object that consists only of a
-    pickle of the same form.
+    object that the pipe pickles, by `send`. The second measurement also sends a `_Shape`, whose pickle has the same
+    form and length as that of the reference.
     """
     array = data.small()
     ref = pyray_ser.put(array)
@@ -148,7 +148,7 @@ def reference(quick: bool) -> list[Claim]:
 
 
 def large(quick: bool) -> list[Claim]:
-    """100 MB: put, hand over, read at both ends; against the bytes through the pipe."""
+    """Measure 100 MB: put, send the reference, read the first and last element; compare with sending the bytes."""
     size = 10**7 if quick else 10**8
     array = data.large(size)
     view = memoryview(array).cast("B")

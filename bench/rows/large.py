@@ -112,7 +112,7 @@ def second_hand(quick: bool) -> list[Claim]:
         with context.Pool(1, maxtasksperchild=1) as pool:
             # Each child can use the pages only once, because afterwards it has mapped them.
             for _ in range(2 if quick else 7 if size < 10**9 else 3):
-                # Mappings of this process do not affect the child; the pages only have to exist.
+                # The pages only have to exist; that this process has mapped them does not affect the child.
                 kept = pyray_ser.put(array)
                 pool.apply(_ready)
                 del kept
@@ -128,7 +128,7 @@ def _ready() -> None:
 
 
 def _second_hand_round(size: int) -> dict[str, float]:
-    """Use each way once, in a new process, to copy into pages that exist but are not mapped in that process."""
+    """In a new process, copy once in each way into pages that exist but that this process has not mapped."""
     array = data.large(size)
     pyray_ser.put(0)  # attaches, and makes this process's writable mapping
     before = pyray_ser.stats()

@@ -1,4 +1,4 @@
-"""Measure the memory of an object in addition to its bytes, and the total memory of several readers of one object."""
+"""Measure the memory that an object takes in addition to its bytes, and the total memory of several readers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _read(pipe: Connection) -> None:
 
 
 def _digest(array: np.ndarray) -> int:
-    """Return a sum whose computation reads every page."""
+    """Return the sum of all elements, which reads every page."""
     return int(array.sum(dtype=np.int64))
 
 
@@ -80,7 +80,7 @@ def _sum(work: Callable, message: object, expected: int) -> tuple[int, int]:
     for pipe in pipes:
         pipe.send(None)
     shares = [pipe.recv() for pipe in pipes]
-    # This process maps the object, too, so a share of the object is not charged to any reader.
+    # This process also maps the object, so a share of its memory counts for this process and not for a reader.
     own = pss(kind="Pss_Shmem")
     for pipe in pipes:
         pipe.send(None)
@@ -90,7 +90,7 @@ def _sum(work: Callable, message: object, expected: int) -> tuple[int, int]:
 
 
 def readers(quick: bool) -> list[Claim]:
-    """Measure 8 spawned processes that each read all of the same 1 GiB, in addition to 8 processes without a store."""
+    """Measure the memory that 8 spawned readers of the same 1 GiB use beyond that of 8 processes without a store."""
     size = 2**24 if quick else 2**30
     array = np.arange(size // 8, dtype=np.int64)
     expected = _digest(array)

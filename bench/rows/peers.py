@@ -1,4 +1,4 @@
-"""Check the claims about other stores by the figures of a comparison. This module is not in `rows.NAMES`, because it
+"""Check the claims about other stores with the figures of a comparison. This module is not in `rows.NAMES`, because it
 needs the environments of these stores."""
 
 from __future__ import annotations

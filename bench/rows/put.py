@@ -14,7 +14,7 @@ ROW = "put"
 
 
 def small(quick: bool) -> list[Claim]:
-    """Measure put + free of an 80 B array and of an int: dropping the reference frees the object immediately."""
+    """Measure put + free of an 80 B array and of an int; the object is freed when its reference is dropped."""
     array, number = data.small(), 7
     data.check("array", array, pyray_ser.get(pyray_ser.put(array)))
     data.check("int", number, pyray_ser.get(pyray_ser.put(number)))
@@ -45,7 +45,7 @@ def small(quick: bool) -> list[Claim]:
 
 
 def mapping(quick: bool) -> list[Claim]:
-    """Compare a 1 KB dict with `pickle` in memory."""
+    """Compare put and get of a 1 KB dict with `pickle` in memory."""
     value = data.mapping()
     ref = pyray_ser.put(value)
     stream = pickle.dumps(value, 5)
@@ -91,7 +91,7 @@ def mapping(quick: bool) -> list[Claim]:
 
 
 def small_arrays(quick: bool) -> list[Claim]:
-    """Measure a list of 10,000 arrays of 10 float64."""
+    """Measure put and get of a list of 10,000 arrays of 10 float64."""
     value = data.small_arrays()
     kept = pyray_ser.put(value)
     data.check("list", value, pyray_ser.get(kept))

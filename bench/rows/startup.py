@@ -13,7 +13,7 @@ FIRST = "import time, numpy; a = numpy.arange(10.0); import pyray_ser; b = pyray
 
 
 def first_put_and_get(quick: bool) -> list[Claim]:
-    """Whole processes in pairs; the clock is the system's, the same in all of them."""
+    """Measure whole processes in pairs; all of them read the same system clock."""
     from time import perf_counter
 
     def run(code: str) -> float:

@@ -28,7 +28,7 @@ def _small(array, seconds: float) -> int:
 
 
 def _spin(array, seconds: float) -> int:
-    """Do similar work that shares nothing, which shows the best rate of two processes on this machine."""
+    """Do similar work without any sharing; its rate shows the best that two processes can reach on this machine."""
     count, end = 0, perf_counter() + seconds
     while perf_counter() < end:
         for _ in range(200):
@@ -38,7 +38,7 @@ def _spin(array, seconds: float) -> int:
 
 
 def _repeat(work, seconds: float) -> float:
-    """Return how often `work` ran within the time, including the fraction of the last run."""
+    """Return how many times `work` ran within the time, including a fraction for the last run."""
     count, start = 0, perf_counter()
     while True:
         before = perf_counter()
@@ -71,13 +71,13 @@ def _serve(pipe: Connection, size: int) -> None:
 
 
 class _Pair:
-    """Two processes that work alone or together, starting at the same moment."""
+    """Two processes that work one at a time or together; together they start at the same moment."""
 
     def __init__(self, size: int):
         self._size = size
 
     def __enter__(self) -> _Pair:
-        pyray_ser.put(0)  # the store they find
+        pyray_ser.put(0)  # opens the store that the processes find
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
         for _ in range(2):
@@ -133,8 +133,7 @@ def small(quick: bool) -> list[Claim]:
 
 
 def large(quick: bool) -> list[Claim]:
-    """Compare two processes that put 100 MB at the same time with the best total rate of copies by one or two
-    processes."""
+    """Compare two processes that put 100 MB at the same time with the best total rate of copies by one or two."""
     size = 10**7 if quick else 10**8
     rounds, seconds = (3, 0.05) if quick else (9, 0.2)
     rates: dict[tuple[str, int], list[float]] = {}

@@ -1,4 +1,4 @@
-"""Test that the workers of one host share large values, with Dask's own scheduler, nannies and workers."""
+"""Test that Dask workers on one host share large values, with Dask's own scheduler, nannies and workers."""
 
 import shutil
 

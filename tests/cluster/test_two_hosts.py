@@ -1,4 +1,4 @@
-"""Test values that go from one host to another."""
+"""Test values that Dask workers send from one host to another."""
 
 import hosts
 import pytest

@@ -1,4 +1,4 @@
-"""The second process of the tests with random graphs: it gets each object that it receives and puts it again."""
+"""Run the second process of the tests with random graphs: get each object that it receives, and put it again."""
 
 import os
 import pickle
@@ -35,7 +35,7 @@ def main():
             answer = error_to_send(error)
         del refs
         graphs_ways.send(answers, answer)
-        last = answer  # held until the next request, so that the parent can claim the reply in time
+        last = answer  # keep the answer until the next request, so that the parent can load it in time
     del last
     pyray_ser.shutdown()
 

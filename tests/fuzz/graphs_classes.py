@@ -1,7 +1,7 @@
-"""Classes for the random graphs: one for each way to customize pickling, and hundreds that share cache slots.
+"""Define classes for the random graphs: one for each way to customize pickling, and hundreds that share cache slots.
 
-Both picklers cache facts about classes in tables of fixed size. `FAMILIES` has so many classes that several of them collide in one
-slot of such a table; `crowded()` selects colliding classes.
+Both picklers cache facts about classes in tables of fixed size. `FAMILIES` has so many classes that several of them
+share one slot of such a table; `crowded()` selects such classes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SlotsAndDict(Slots):
 
 
 class State:
-    """Has `__getstate__` and `__setstate__` with a state that is not a dict."""
+    """A class with `__getstate__` and `__setstate__`, whose state is not a dict."""
 
     def __init__(self, payload=None):
         self.payload = payload
@@ -53,7 +53,7 @@ class State:
 
 
 class StateDict:
-    """Has only `__getstate__`."""
+    """A class with `__getstate__` but without `__setstate__`."""
 
     def __init__(self, payload=None):
         self.payload = payload
@@ -64,7 +64,7 @@ class StateDict:
 
 
 class SetsState:
-    """Has only `__setstate__`, in Python, which runs while the containing object is being loaded."""
+    """A class with only `__setstate__`, whose Python code runs while the containing object is being loaded."""
 
     def __setstate__(self, state):
         for name, value in state.items():
@@ -89,7 +89,7 @@ class ReducesWithState:
 
 
 class ReducesToItems:
-    """Has a reduction with all five parts."""
+    """A class whose reduction is a tuple of five parts."""
 
     def __init__(self):
         self.items = []
@@ -322,7 +322,7 @@ _FORMS = {
 
 
 def _make_families():
-    """Create the classes of each form; every process creates the same classes, because the random numbers come from one seed."""
+    """Create the classes of each form; random numbers from a fixed seed make them the same in every process."""
     r = random.Random("families")
     families = {}
     for form, (make, count) in _FORMS.items():
@@ -346,7 +346,8 @@ def _place(cls):
     """
     Return the slot of a class in a table with 256 slots.
 
-    The unpickler's table uses this hash. If the hash changes, the classes of a graph collide less often, but the graphs stay valid.
+    The function uses the hash of the unpickler's table. If the unpickler changes its hash, the classes of a graph
+    collide less often, but the graphs stay valid.
     """
     return (id(cls) >> 4 ^ id(cls) >> 12) % 256
 
@@ -365,7 +366,7 @@ _CROWDS = [crowd for crowd in _BY_PLACE.values() if len(crowd) >= 3]
 
 def crowded(number):
     """
-    Return classes with three attributes each that share one slot of a table, and the attributes' names.
+    Return classes with three attributes each that share one slot of a cache table, and the attributes' names.
 
     The selection depends on the addresses of the classes; the rest of a graph does not.
 
@@ -378,7 +379,7 @@ def crowded(number):
 
 
 def crowd_of(cls):
-    """Return the classes that share the slot of a class, with their attributes' names."""
+    """Return the classes that share a cache slot with a class, and their attributes' names."""
     return _BY_PLACE.get(_place(cls), ())
 
 
@@ -392,7 +393,7 @@ def _mix(mixed, text):
 
 
 def _place_of_name(cls):
-    """Return the slot of a class name in a table with 512 slots; as in `_place`, the hash is the unpickler's."""
+    """Return the slot of a class name in a table with 512 slots, by the unpickler's hash as in `_place`."""
     module, name = cls.__module__.encode(), cls.__qualname__.encode()
     return (_mix(_mix(len(module), name), module) * 0x9E3779B97F4A7C15 >> 32) % 512
 
@@ -403,5 +404,5 @@ for _cls, _ in PLAIN:
 
 
 def namesakes(cls):
-    """Return other classes whose names share the slot of the name of a class."""
+    """Return other classes whose names share a cache slot with the name of a class."""
     return [other for other in _BY_PLACE_OF_NAME.get(_place_of_name(cls), ()) if other is not cls]

@@ -1,7 +1,7 @@
-"""Create random collections of buffers: of every kind, just below and above every size threshold of the code, in any order.
+"""Create random collections of buffers of every kind, in any order, with sizes around every size threshold of the code.
 
-`layout(seed)` returns a list, tuple or dict of arrays, bytes, bytearrays, memoryviews, text and frames. All bytes are random, so
-that we detect each byte that is not written, written twice, or written to the wrong address.
+`layout(seed)` returns a list, tuple or dict of arrays, bytes, bytearrays, memoryviews, text and frames. All bytes are
+random, so that the comparison detects each byte that was not written, written twice, or written to the wrong address.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ STRUCTURES = (
     np.dtype([("a", "<i2", (2, 3)), ("b", "S3"), ("c", [("d", "f4")])]),
 )
 
-# Sizes in bytes at which the code behaves differently: units and magazines of the store, put's threshold, pages, pieces of
-# write_many, copies, frames of the pickler, alignment of large buffers, private mappings, parallel copies, pieces of a spill file,
-# huge pages.
+# Sizes in bytes at which the code changes its behavior: allocation units and magazines of the store, the smallest
+# out-of-band buffer, pages, the pieces that write_many writes, kinds of copies, frames of the pickler, alignment of
+# large buffers, private mappings, parallel copies, pieces of a spill file, huge pages.
 THRESHOLDS = (16, 32, 64, 128, 256, 512, 1 << 10, 2 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10)
 LARGE_THRESHOLDS = (128 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20)
 
@@ -125,7 +125,7 @@ def structured(r, n):
 
 
 def views(r, n):
-    """Return several views of one base, and possibly the base, in a random order."""
+    """Return several views of one base array, and possibly the base itself, in random order."""
     base = typed(r, r.choice(("<f8", "<i4", "u1")), n)
     found = [base, base[: n // 2], base[n // 2 :], base[::2], base[1:-1], base[: n // 2 * 2].reshape(2, -1), base[::-1]]
     if r.random() < 0.3:
@@ -197,7 +197,7 @@ def layout(seed, large=0.02, memory_views=True, frames=True):
     r = random.Random(seed)
     count = 1 + int(r.random() ** 2 * 12)
     if r.random() < 0.3:
-        # Use the sizes in a fixed order too, not only at random.
+        # Also test sizes in ascending or descending order, not only in random order.
         sizes = sorted((size(r, large) for _ in range(count)), reverse=r.random() < 0.5)
     else:
         sizes = [size(r, large) for _ in range(count)]
@@ -210,7 +210,7 @@ def layout(seed, large=0.02, memory_views=True, frames=True):
     if frames and r.random() < 0.01:
         found.insert(int(r.random() * len(found)), _frame(r))
     if r.random() < 0.5:
-        # This makes the object so large that it is written into the store piece by piece.
+        # This array makes the object so large that put writes it into the store piece by piece.
         found.append(typed(r, "<f8", r.choice((1000, 8100, 8192, 10_000, 33_000))))
     form = r.random()
     if form < 0.5:

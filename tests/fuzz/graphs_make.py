@@ -1,7 +1,7 @@
-"""Create random graphs of objects with more than a hundred makers, and with sharing and cycles.
+"""Create random graphs of objects, with sharing and cycles, by more than a hundred functions (makers).
 
-`graph(seed)` returns the same graph in every process. Each maker is a function of a `Builder`, which supplies random numbers and
-objects created earlier.
+`graph(seed)` returns the same graph in every process. Each maker is a function of a `Builder`, which supplies random
+numbers and objects created earlier.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import graphs_classes as classes
 import graphs_layouts as layouts
 import numpy as np
 
-# Sizes just below and above each threshold of the picklers: opcodes, caches of short strings, batches, put's threshold.
+# Lengths at and next to each threshold of the picklers: choice of opcode, caches of short strings, batches, smallest
+# buffer that `put` stores outside the stream.
 LENGTHS = tuple(
     n + d for n in (1, 8, 16, 32, 40, 48, 64, 120, 128, 255, 256, 512, 1000, 1024, 4096) for d in (-1, 0, 1)
 )
@@ -37,7 +38,7 @@ VALUES, CONTAINERS, INSTANCES, ARRAYS, LIBRARIES, FUNCTIONS = {}, {}, {}, {}, {}
 
 
 def maker(family, weight=1):
-    """Register a maker of a family; one with weight 2 is chosen twice as often."""
+    """Register a maker in a family; a maker with weight 2 is chosen twice as often as others."""
 
     def register(function):
         family[function.__name__] = (function, weight)
@@ -48,21 +49,21 @@ def maker(family, weight=1):
 
 class Builder:
     """
-    The argument of the makers.
+    The argument of every maker: it supplies random numbers and the objects that earlier makers created.
 
     Parameters
     ----------
     seed : int
     libraries : bool
-        Whether objects of pandas and pyarrow may be created, which is a hundred times slower.
+        Whether to create objects of pandas and pyarrow, which takes a hundred times longer.
     """
 
     def __init__(self, seed, libraries=True):
         self.r = r = random.Random(seed)
         self.random, self.choice = r.random, r.choice
         self.pool = []
-        self.by_value = False  # the standard pickler cannot write the graph
-        self.views = False  # the graph has memoryviews, which only the forms with buffers preserve
+        self.by_value = False  # whether the graph needs pickling by value, which the standard pickler cannot do
+        self.views = False  # whether the graph has memoryviews, which are lost without out-of-band buffers
         self.libraries = libraries
         self.crowd = classes.crowded(r.random())
 
@@ -84,7 +85,7 @@ class Builder:
         return [self.child() for _ in range(self.below(most))]
 
     def key(self):
-        """Return a value that may be a key of a dict or an element of a set."""
+        """Return a hashable value, for a key of a dict or an element of a set."""
         n = self.below(8)
         if n < 4:
             return "key" + str(self.below(40))
@@ -100,7 +101,7 @@ class Builder:
         return [self.key() for _ in range(self.below(most))]
 
     def attributes(self, obj, names=None):
-        """Set some attributes; usually all names of the class in their order, so that caches of names are used."""
+        """Set some attributes; usually all names of the class in order, for which the picklers have caches."""
         names = names or classes.NAMES[:6]
         if self.random() < 0.3:
             names = self.r.sample(names, self.below(len(names) + 1))
@@ -109,11 +110,11 @@ class Builder:
         return obj
 
     def of_crowd(self):
-        """Return a class that shares a slot of a table with other classes, and the names of its attributes."""
+        """Return a class that shares a slot of a cache table with other classes, and the names of its attributes."""
         return self.crowd[self.below(len(self.crowd))]
 
     def entry(self, form=None):
-        """Return a class and the names of its attributes; the class often shares a slot of a table with other classes."""
+        """Return a class and the names of its attributes; the class often shares a cache slot with other classes."""
         if form is None and self.random() < 0.7:
             return self.of_crowd()
         return self.choice(classes.FAMILIES[form] if form else classes.PLAIN)
@@ -442,7 +443,7 @@ def plain_of_a_crowd(b):
 
 @maker(INSTANCES, 4)
 def parents_of_a_crowd(b):
-    """Create instances whose attributes are instances of classes that share a slot of the table."""
+    """Create instances whose attributes are instances of classes that share a slot of the cache table."""
     made = []
     for _ in range(1 + b.below(4)):
         cls, names = b.of_crowd()
@@ -456,7 +457,7 @@ def parents_of_a_crowd(b):
 
 @maker(INSTANCES, 2)
 def many_classes(b):
-    """Create one instance each of many classes, enough to fill tables."""
+    """Create one instance each of so many classes that they fill the cache tables."""
     found = []
     for _ in range(b.choice((5, 20, 60))):
         cls, names = classes.PLAIN[b.below(len(classes.PLAIN))]
@@ -524,7 +525,7 @@ def state_dict(b):
 @maker(INSTANCES)
 def sets_state(b):
     made = classes.SetsState()
-    made.value = b.child()  # an empty state is not written
+    made.value = b.child()  # so that the state is not empty: picklers write no empty state
     return b.attributes(made)
 
 
@@ -786,7 +787,7 @@ def partial_of_lambda(b):
 
 # ---- other libraries -------------------------------------------------------------------------------------------------------
 
-IMPORTED = ("pandas", "pyarrow")  # by the makers below, when they are first called
+IMPORTED = ("pandas", "pyarrow")  # the makers below import these packages when they are first called
 
 
 @maker(LIBRARIES)
@@ -867,7 +868,7 @@ def _table(families):
             total += share * weight / whole
             functions.append(function)
             weights.append(total)
-    # The list has a thousand entries, so that a weighted choice needs only one index.
+    # The list repeats each maker in proportion to its weight, so that a weighted choice is a single index.
     steps = 4000
     found, at = [], 0
     for i in range(steps):

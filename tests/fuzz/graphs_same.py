@@ -1,4 +1,4 @@
-"""Check whether two object graphs are isomorphic: they have the same types, values, sharing, cycles, flags and memory layout.
+"""Check whether two object graphs are isomorphic: same types, values, sharing, cycles, flags and memory layout.
 
 `difference(original, copy)` returns None, or a sentence that describes the first difference.
 """
@@ -22,13 +22,13 @@ import zoneinfo
 
 import numpy as np
 
-# Minimum length from which a str or bytes object that occurs twice must stay one object: shorter strings may be attribute names,
-# which readers intern.
+# A str or bytes object of at least this length that occurs twice must stay one object. Shorter strings may be attribute
+# names, which the unpicklers intern.
 SHARED_FROM = 64
 
 
 class Different(Exception):
-    """Raised where the two graphs differ."""
+    """Raised at the first difference between the two graphs."""
 
 
 def _identical(a, b, push):
@@ -69,7 +69,7 @@ def _dict(a, b, push):
 def _set(a, b, push):
     if len(a) != len(b):
         raise Different(f"length {len(a)} became {len(b)}")
-    # The elements are values, except for at most one object that is hashed by identity.
+    # The sets contain values, and at most one object that is hashed by identity.
     mine, its = ([x for x in s if type(x).__hash__ is object.__hash__] for s in (a, b))
     if len(mine) != len(its):
         raise Different("other elements")
@@ -162,7 +162,7 @@ def _scalar(a, b, push):
 
 
 def same_bytes(a, b):
-    """Return whether two arrays without Python objects have equal elements, bit by bit; the padding of structures may differ."""
+    """Return whether two arrays without Python objects are equal bit by bit, except for the padding of structures."""
     if a.tobytes() == b.tobytes():
         return True
     return a.dtype.names is not None and bool((a == b).all())
@@ -172,7 +172,7 @@ def _ndarray(a, b, push):
     plain = type(a) is np.ndarray and a.flags.forc
     mine, its = a.flags, b.flags
     if not plain and not a.dtype.isnative and b.dtype == a.dtype.newbyteorder("="):
-        # NumPy writes strided arrays and subclasses in a form that readers convert to the machine's byte order.
+        # NumPy pickles strided arrays and subclasses in a form that unpicklers convert to the machine's byte order.
         a = a.astype(b.dtype)
     if a.dtype != b.dtype:
         raise Different(f"dtype {a.dtype} became {b.dtype}")
@@ -220,7 +220,7 @@ def _slot_names(cls):
 
 
 def _instance(a, b, push):
-    """Compare attributes, slots and the contents of a built-in base class."""
+    """Compare two instances: attributes, slots, and the contents of a built-in base class."""
     cls = type(a)
     for base, compare in _BASES:
         if issubclass(cls, base):
@@ -248,7 +248,7 @@ class _Unset:
 
 _UNSET = _Unset()
 
-# Comparison functions for values whose identity does not matter.
+# These functions compare values whose identity does not matter.
 _VALUES = {
     bool: _identical,
     type(None): _identical,
@@ -314,7 +314,7 @@ _BASES = (
     ((int, str, bytes, bytearray), lambda a, b, push: _base_value(a, b)),
     (float, _float),
 )
-# Immutable types: the copy may have one object where the original had two.
+# Types of immutable objects: the copy may have one object where the original had two equal ones.
 _MAY_MERGE = (tuple, frozenset, types.FunctionType, types.CellType, types.BuiltinMethodType)
 
 
@@ -334,7 +334,7 @@ def _by_name(module, name):
 
 @functools.cache
 def _kind(cls):
-    """Return (compare, has an identity, one copy may stand for several) for a type."""
+    """Return (compare function, whether identity matters, whether one copy may replace several objects) for a type."""
     if cls in _VALUES:
         return _VALUES[cls], False, True
     if issubclass(cls, (type, enum.Enum)):
@@ -372,7 +372,7 @@ def _kind(cls):
 
 def difference(original, copy):
     """
-    Describe the first position where a copy is not isomorphic to its original.
+    Describe the first difference between a copy and its original, or return None if they are isomorphic.
 
     Parameters
     ----------
@@ -438,7 +438,7 @@ def _path(entry):
 
 def overlapping(copy):
     """
-    Name two writable arrays of a copy that share memory.
+    Describe two writable arrays in a copy that share memory, or return None if there are none.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""The ways on which a graph is copied: each pickler, each form, the store and other processes; and disturbances.
+"""Copy a graph in several ways (each pickler, each form, the store, other processes), with or without disturbances.
 
-A way is a function of an object and a `Context`; it returns copies, each with the properties that it must have.
+A way is a function of an object and a `Context`; it yields copies, each with the properties that the copy must have.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _names = itertools.count()
 
 class Context:
     """
-    The objects that the ways of one thread share.
+    The objects that one thread uses for all its copies.
 
     Parameters
     ----------
     child : Child, optional
         The process to which objects are sent.
     spill : bool
-        Whether the store is so small that objects are spilled.
+        Whether the store is so small that it spills objects.
     """
 
-    most_spilled = 0  # maximum number of spilled objects at one time, in any thread
+    most_spilled = 0  # the maximum number of objects that were spilled at one time, in any thread
 
     def __init__(self, child=None, spill=False):
         self.child = child
@@ -61,7 +61,7 @@ class Child:
         self.lock = threading.Lock()
 
     def ask(self, refs):
-        """Return references to copies that the child has created."""
+        """Send references to the child; return references to the copies that it has created."""
         with self.lock:
             send(self.process.stdin, refs)
             answer = receive(self.process.stdout)
@@ -107,14 +107,14 @@ def through_an_older_protocol(obj, context):
 
 
 def through_the_standard_pickler(obj, context):
-    """Write with the standard library and read with our unpickler."""
+    """Dump with the standard library and load with our unpickler."""
     dumps = cloudpickle.dumps if context.by_value else pickle.dumps
     context.protocol = context.r.choice((2, 4, 5))
     yield "pickle.dumps, loads", pyray_ser.loads(dumps(obj, protocol=context.protocol))
 
 
 def through_a_pickler(obj, context):
-    """Write two values into one stream, with one memo."""
+    """Dump two values into one stream, with one memo."""
     file = io.BytesIO()
     context.protocol = context.r.choice((2, 4, 5, 5))
     pickler = pyray_ser.Pickler(file, context.protocol)
@@ -162,7 +162,7 @@ def through_frames(obj, context):
 
 
 def _hold(context, ref, obj):
-    """Keep an object until the store must spill, and return an object that was kept earlier."""
+    """Keep an object, so that the store must spill; once enough are kept, return one that was kept earlier."""
     context.held.append((ref, obj))
     context.held_bytes += ref.size or 0
     if context.held_bytes < (24 << 20) and len(context.held) < 4000:
@@ -178,7 +178,7 @@ def through_put(obj, context):
     copy = pyray_ser.get(ref, mmap_mode=context.r.choice(("r", "r", "c")))
     yield "put, get", copy
     if context.r.random() < 0.2:
-        # Buffers in the store are stored as references, copied, or written again, depending on their size.
+        # The second put refers to buffers in the store, copies them, or writes them again, depending on their size.
         yield "put of what get returned", pyray_ser.get(pyray_ser.put([copy, 1]))[0]
     if context.spill:
         older = _hold(context, ref, obj)
@@ -197,13 +197,13 @@ def through_another_process(obj, context):
     if context.child is None:
         return
     if context.by_value:
-        # A class or function pickled by value becomes a different object in another process.
+        # Another process makes a new object of a class or function that was pickled by value, so the copies differ.
         return
     sent = pyray_ser.put(obj)
     try:
         (ref,) = context.child.ask([sent])
     finally:
-        pyray_ser.free(sent)  # a pickled reference keeps the object until then
+        pyray_ser.free(sent)  # the pickled reference has kept the object alive until now
     yield "another process", pyray_ser.get(ref)
     pyray_ser.free(ref)
 
@@ -233,7 +233,7 @@ WAYS = {
 
 
 def standard_copy(obj, protocol=5):
-    """Return the copy of a graph by the standard library, or else by cloudpickle; raise the exceptions that they raise."""
+    """Copy a graph with the standard library or, if that fails, with cloudpickle; pass on an exception."""
     try:
         return pickle.loads(pickle.dumps(obj, protocol))
     except Exception:
@@ -244,7 +244,7 @@ def standard_copy(obj, protocol=5):
 
 
 class Garbage:
-    """An object in a cycle, whose finalizer uses the picklers and creates the next such object."""
+    """Cyclic garbage whose finalizer uses the picklers and creates the next object of this kind."""
 
     def __init__(self, work, budget):
         self.itself = self
@@ -259,7 +259,7 @@ class Garbage:
 
 
 def _nested(r, things):
-    """Return a function for finalizers, which dumps and loads objects of the same classes with different memo indices."""
+    """Return a function for finalizers that dumps and loads objects of the same classes with different memo indices."""
     thing = r.choice(things) if things else None
     streams = []
 
@@ -280,11 +280,11 @@ def _nested(r, things):
 
 def _copies(things):
     """
-    Return copies of the objects that can be copied.
+    Return copies of those objects that can be copied.
 
-    Up to Python 3.11, if a finalizer reads the ``__dict__`` of an instance while this dict is being created, the instance gets two
-    dicts that share the attributes, and the process crashes when one of them is freed. Python 3.12 runs finalizers at different
-    points.
+    Up to Python 3.11, if a finalizer reads the ``__dict__`` of an instance while this dict is being created, the
+    instance gets two dicts that share the attributes, and the process crashes when one of them is freed. Python 3.12
+    runs finalizers at other points.
     """
     copies = []
     for thing in things:

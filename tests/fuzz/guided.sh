@@ -35,8 +35,9 @@ build)
         "$here/guide.c" -Wl,--whole-archive "$fuzzer" -Wl,--no-whole-archive -lstdc++ -lpthread -lm -o "$folder/guide.so"
     ;;
 run)
-    # guide.so before the sanitizer, which has empty functions where the other counts coverage. One allocation of more than 512 MB
-    # fails: it is the standard library that asks for it, because a length in the stream does.
+    # Preload guide.so before the sanitizer: both define the functions that count coverage, but the sanitizer's are
+    # empty. An allocation of more than 512 MB fails; only the standard library requests so much, if a length in the
+    # stream says so.
     export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=512:verify_asan_link_order=0:handle_abort=0
     export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
     export PYTHONMALLOC=malloc PYTHONPATH="$folder/site:$here"

@@ -1,9 +1,9 @@
-"""Perform typical actions of foreign code at every point of the picklers where foreign code can run.
+"""Do what user code (hooks, finalizers, other threads) may do, at every point where the picklers can run such code.
 
-A build with ``PYRAY_SER_INTRUDER=1`` calls an intruder at each ``PRP_FOREIGN`` point (``csrc/common/foreign.h``). The intruder of
-this module collects garbage, dumps and loads objects of the same or of other classes, changes the class, evicts cache entries,
-copies or uses the memo of the running pickler, lets another thread run, or raises an exception. The call must then return the same
-result as without the intruder, or raise the intruder's exception.
+A build with ``PYRAY_SER_INTRUDER=1`` calls an intruder at each ``PRP_FOREIGN`` point (``csrc/common/foreign.h``). The
+intruder of this module collects garbage, dumps and loads objects of the same class or of others, changes the class,
+evicts cache entries, copies or uses the memo of the running pickler, lets another thread run, or raises an exception.
+The call must then return the same result as without the intruder, or raise the intruder's exception.
 
     python tests/fuzz/intruder.py                          every maker of objects, every action, every point
     python tests/fuzz/intruder.py --graphs 1000            random graphs and random points
@@ -41,20 +41,20 @@ from pyray_ser import _pickle, _unpickle
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 RECORD = 256
-POINTS = 40  # for objects with more points, this number of points is chosen at random
+POINTS = 40  # if an object has more points, try only this many, chosen at random
 
 
 class Intrusion(BaseException):
-    """Raised by an intruder; like KeyboardInterrupt, no code may treat it as a failed attempt and continue."""
+    """An exception that an intruder raises; as with KeyboardInterrupt, no code may discard it as a failed attempt."""
 
 
 class Refusal(ValueError):
-    """Also raised by an intruder; an ordinary exception, which may be cleared only after a call that is allowed to fail."""
+    """An ordinary exception that an intruder raises; the picklers may discard it only after a call that may fail."""
 
 
 class Intruder:
     """
-    The callable that the picklers call at each point.
+    A callable that the picklers call at each point where Python code can run.
 
     Attributes
     ----------
@@ -156,7 +156,7 @@ class _Garbage:
 
 
 def intrude_collect(intruder):
-    """Run a collection that frees garbage whose finalizer dumps an object of the graph."""
+    """Run the garbage collector on garbage whose finalizer dumps an object of the graph."""
     _Garbage(intruder.things[-1] if intruder.things else None)
     gc.collect(0)
 
@@ -181,7 +181,7 @@ def intrude_other(intruder):
 
 
 def intrude_evict(intruder):
-    """Use enough classes, names, keys and strings to evict all others from the caches; usually only some of them, to be fast."""
+    """Evict all cache entries by using many classes, names, keys and strings; for speed, usually use fewer."""
     if intruder.r.random() < 0.02:
         for stream in _MANY:
             pyray_ser.loads(stream)
@@ -200,7 +200,7 @@ def intrude_classes(intruder):
 
 
 def intrude_warm(intruder):
-    """Change the classes, and cause new plans to be created for them."""
+    """Change the classes, and make the picklers create new plans for them."""
     intrude_classes(intruder)
     intrude_same(intruder)
 
@@ -238,15 +238,15 @@ def intrude_copy(intruder):
     """Copy the memo of the running pickler without changing anything."""
     if intruder.running is not None:
         copy = intruder.running.memo.copy()
-        # A dtype to which other code refers no longer accepts a state.
+        # Leave out dtypes: a dtype with a second reference no longer accepts a state.
         intruder.copies.append({index: thing for index, thing in copy.items() if not isinstance(thing, np.dtype)})
 
 
 def intrude_anyhow(intruder):
-    """Execute one of the actions that must not change the result; cheap actions are more frequent."""
+    """Execute a random one of the actions that must not change the result; choose cheap actions more often."""
     number = intruder.r.random()
     if number < 0.003:
-        intrude_thread(intruder)  # two thread switches are slow
+        intrude_thread(intruder)  # rarely, because it needs two thread switches, which are slow
     else:
         _ANY[int(number * len(_ANY))](intruder)
 
@@ -259,8 +259,8 @@ def intrude_raise(intruder):
     raise Intrusion(intruder.where)
 
 
-# Calls that are allowed to fail: importing a module and reading its attributes may raise any exception, and numpy writes an array
-# or scalar that exports no buffer in a different form.
+# These calls are allowed to fail: importing a module and reading its attributes may raise any exception, and numpy
+# writes an array or scalar that exports no buffer in a different form.
 _ASKING = (
     "PyDict_GetItemWithError(prp_g.sys_modules, module_str)",
     "PyDict_GetItemWithError(PyModule_GetDict(module), name)",
@@ -270,8 +270,8 @@ _ASKING = (
     "PyObject_GetAttr(here, part)",
     "PyObject_GetBuffer(obj, &view, PyBUF_SIMPLE)",
     "PyPickleBuffer_FromObject(shown)",
-    'Py_CompileString(text, "<namedtuple>", Py_eval_input)',  # an audit hook may raise an exception; then no shortcut is used
-    # An allocation raises only MemoryError, even if the collection that it triggers runs foreign code.
+    'Py_CompileString(text, "<namedtuple>", Py_eval_input)',  # if an audit hook raises, no shortcut is used
+    # An allocation raises only MemoryError, even if it triggers a collection that runs Python code.
     "PyList_New(",
     "PyTuple_New(",
 )
@@ -344,7 +344,7 @@ _PARTS = [
 ]
 _OTHERS = [pickle.dumps(_MANY_OBJECTS[i : i + 4], 5) for i in range(0, 400, 4)]
 
-# Name -> (action, whether the result must be the same as without a disturbance).
+# Name of an action -> (function, whether the result must be the same as without a disturbance).
 ACTIONS = {
     "collect": (intrude_collect, True),
     "same": (intrude_same, True),
@@ -401,7 +401,7 @@ def _unpickler(intruder, obj, stream):
             intruder.running = None
         memo = unpickler.memo.copy() if intruder.copies else {}
         for index, thing in (pair for copy in intruder.copies for pair in copy.items()):
-            # The streams that reuse a memo index replace such an object.
+            # Only a `Plain` may differ, because some streams reuse its memo index for another object.
             if thing is not memo.get(index) and type(thing) is not classes.Plain:
                 raise AssertionError(f"a copy of the memo had {thing!r} at {index}, which is not what was loaded")
         return result
@@ -432,7 +432,7 @@ READS = ("loads", "Unpickler", "loads allowed")  # calls that use the stream unc
 
 
 def _from_intruder(error):
-    """Return whether an exception is the intruder's, or was raised as a consequence of it."""
+    """Return whether an intruder raised this exception or one that led to it."""
     while error is not None:
         if isinstance(error, (Intrusion, Refusal)):
             return True
@@ -467,7 +467,7 @@ def _outcome(intruder, work, read, expected, exact):
 
 def intrude(intruder, name, obj, pool, works=None, actions=None, points=POINTS, stream=None):
     """
-    Disturb each kind of call for one object, at each point in turn or at some points.
+    Disturb each kind of call for one object, at each point in turn or at random points.
 
     Parameters
     ----------
@@ -505,7 +505,7 @@ def intrude(intruder, name, obj, pool, works=None, actions=None, points=POINTS, 
             expected = read(result) if read else result
             work()
         except Exception:
-            continue  # rejected, as by the standard library; the tests of graphs check this
+            continue  # the standard library rejects this object too; the tests of graphs check that
         finally:
             intruder.busy = False
         for action_name in actions or ACTIONS:
@@ -530,7 +530,10 @@ def intrude(intruder, name, obj, pool, works=None, actions=None, points=POINTS, 
 
 
 def _rivals(found):
-    """Return two lists of streams, with and without attributes, of classes that share a slot of a table with the given classes."""
+    """Return two lists of streams, of classes and instances that share a cache slot with the given classes.
+
+    The instances in the first list have attributes, those in the second list have none.
+    """
     namesakes = [pickle.dumps(classes.namesakes(cls)[:3], 4) for cls in found[:3]]
     filled, bare = [], []
     for cls in found[:3]:
@@ -542,13 +545,13 @@ def _rivals(found):
                 setattr(obj, name, 1)
             objects.append(obj)
         filled.append(pickle.dumps(objects, 5))
-        # Almost nothing is cached about a class without attributes.
+        # The picklers cache almost nothing about a class whose instances have no attributes.
         bare.append(pickle.dumps([rival() for rival, _ in rivals[-3:]], 5))
     return [filled + namesakes, bare + namesakes] if filled else []
 
 
 def _twin(obj):
-    """Return the stream of an object of the same class with the same attributes but small values; None if that is impossible."""
+    """Return the stream of an object with the same class and attributes but small values, or None if impossible."""
     try:
         twin = type(obj).__new__(type(obj))
         for name in list(getattr(obj, "__dict__", ()))[:5]:
@@ -584,7 +587,7 @@ def intrude_at_random(intruder, name, obj, pool):
             result = work()
             expected = read(result) if read else result
         except Exception:
-            continue  # rejected, as by the standard library; the tests of graphs check this
+            continue  # the standard library rejects this object too; the tests of graphs check that
         finally:
             intruder.busy = False
         for action, rate in (
@@ -615,7 +618,7 @@ def corpus(seed, only=None):
 
 def _streams():
     """
-    Return streams that no pickler writes: they reuse a memo index, so that the object that had this index is freed.
+    Return streams that no pickler writes: they use a memo index twice, so that the load frees the first object.
 
     Returns
     -------
@@ -628,7 +631,7 @@ def _streams():
         return pickle.BINUNICODE + len(name.encode()).to_bytes(4, "little") + name.encode()
 
     def framed(opcodes):
-        # Within a frame the unpickler can look ahead to the next opcodes, whichever kind of file it reads.
+        # Within a frame, the unpickler can look ahead to the next opcodes for every kind of file.
         return pickle.PROTO + b"\4" + pickle.FRAME + len(opcodes).to_bytes(8, "little") + opcodes
 
     def instance(of):
@@ -666,7 +669,7 @@ def run(
     record=None,
 ):
     """
-    Disturb calls for the corpus, then for random graphs.
+    Disturb dumps and loads of the corpus, then of random graphs.
 
     Returns
     -------
@@ -688,7 +691,7 @@ def run(
             if only and name not in only:
                 continue
             reading = [work for work in works or READS if work in READS]
-            # At one point of each stream the object is freed, so try all points.
+            # The load of each stream frees the object at only one point, so try all points.
             if add(intrude(intruder, name, pickle.loads(stream), pool, reading, actions, 1000, stream)):
                 return faults, intruder
         for number in range(rounds):

@@ -1,7 +1,8 @@
-"""A pytest plugin: an intruder at random points of every test (``-p intruder_plugin``, in a build with ``PYRAY_SER_INTRUDER=1``).
+"""A pytest plugin that calls an intruder at random points of every test.
 
-The intruder runs collections, and dumps and loads objects of many classes. It raises no exceptions and does not access the memo of
-the pickler under test, so tests must pass as they do without the plugin.
+Use it with ``-p intruder_plugin`` and a build with ``PYRAY_SER_INTRUDER=1``. The intruder runs collections, and dumps
+and loads objects of many classes. It raises no exceptions and does not access the memo of the pickler under test, so
+tests must pass as they do without the plugin.
 """
 
 import gc
@@ -16,7 +17,7 @@ import intruder
 _intruder = intruder.Intruder(int(os.environ.get("PYRAY_SER_INTRUDER_SEED", "0")))
 
 
-_MOST = 2000  # intrusions in one test; some tests pass millions of points
+_MOST = 2000  # maximum number of intrusions in one test; some tests pass millions of points
 
 
 def _collect_or_use(work):
@@ -29,7 +30,7 @@ def _collect_or_use(work):
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item):
     gc.collect()
-    gc.freeze()  # collections visit only objects that the test creates
+    gc.freeze()  # so that collections visit only objects that the test creates
     _intruder.start(_collect_or_use, rate=0.1)
     _intruder.install()
     yield

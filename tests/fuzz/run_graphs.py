@@ -1,13 +1,13 @@
-"""Send random graphs and layouts through the picklers and the store, and compare the copies with the originals.
+"""Copy random graphs and layouts of buffers with the picklers and the store, and compare the copies with the originals.
 
-    python tests/fuzz/run_graphs.py --seed 1234             one graph, with its ways and disturbances
+    python tests/fuzz/run_graphs.py --seed 1234             one graph, in its ways and with its disturbances
     python tests/fuzz/run_graphs.py --start 0 --count 10000 --processes 2
     python tests/fuzz/run_graphs.py --count 1000000 --threads 8
     python tests/fuzz/run_graphs.py --seed 1234 --show      also print the graph
 
-A seed determines the graph, its ways (the routes on which it is copied, see `graphs_ways`) and the disturbances on them. A fault
-that depends on earlier seeds, for example on a full cache or another thread, can only be reproduced with the same `--start`; the
-failure report contains it.
+A seed determines the graph, the ways in which it is copied (see `graphs_ways`), and the disturbances during the copies.
+A fault that depends on earlier seeds, for example on a full cache or another thread, can only be reproduced with the
+same `--start`; the failure report contains it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def make(seed):
 
 
 def ways(seed, only=None):
-    """Return the names of the ways for the graph of a seed, and the random number generator for them."""
+    """Return the names of the ways to copy the graph of a seed, and their random number generator."""
     r = random.Random(~seed)
     if only:
         return list(only), r
@@ -74,7 +74,7 @@ def ways(seed, only=None):
 
 
 def fault_of(seed, protocol, original, copy, own_memory):
-    """Return a description of what is wrong with a copy, or None. A copy like the standard library's is correct."""
+    """Describe what is wrong with a copy, or return None; a copy that equals the standard library's copy is correct."""
     text = graphs_same.difference(original, copy)
     if text is None:
         return graphs_same.overlapping(copy) if own_memory and seed % 8 == 0 else None
@@ -86,7 +86,7 @@ def fault_of(seed, protocol, original, copy, own_memory):
 
 
 def same_refusal(obj, protocol, error):
-    """Return whether the standard library rejects an object with the same kind of error."""
+    """Return whether the standard library rejects the object with the same kind of error."""
     try:
         graphs_ways.standard_copy(obj, protocol)
     except Exception as expected:
@@ -96,7 +96,7 @@ def same_refusal(obj, protocol, error):
 
 def check(seed, context, only=None, disturb=True):
     """
-    Copy the graph of one seed on each of its ways.
+    Copy the graph of one seed in each of its ways.
 
     Parameters
     ----------
@@ -189,8 +189,8 @@ def run(start, count, threads=1, only=None, disturb=True, most=5, child=None, sp
     if threads == 1:
         work()
         return faults
-    # Import them before threads start: up to Python 3.11, a finalizer that imports while its thread waits for an import never
-    # releases the module's lock.
+    # Import these modules before threads start: up to Python 3.11, a finalizer that imports a module while its thread
+    # waits for an import never releases the module's lock.
     for name in graphs_make.IMPORTED:
         importlib.import_module(name)
     for name in pyray_ser.__all__:
@@ -210,7 +210,7 @@ def run(start, count, threads=1, only=None, disturb=True, most=5, child=None, sp
 
 @contextlib.contextmanager
 def store(spill, threads=1):
-    """Open a small store that spills, with room for what each thread reads at a time, or a store of normal size."""
+    """Open a store of normal size, or a small one that spills but has room for what all threads read at one time."""
     with tempfile.TemporaryDirectory(prefix="graphs-") as folder:
         if spill:
             pyray_ser.init(capacity=max(12, 6 * threads) << 20, spill_dir=folder)
@@ -242,7 +242,7 @@ def run_with_store(start, count, threads=1, only=None, disturb=True, most=5, spi
 
 
 def _fixed_addresses():
-    """Disable address space randomization for child processes, because the addresses determine which classes share a cache slot."""
+    """Disable address space randomization for child processes: addresses determine which classes share a cache slot."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None, use_errno=True)
         libc.personality(libc.personality(0xFFFFFFFF) | 0x0040000)
@@ -301,7 +301,7 @@ def _first_seed(output, seeds):
 
 
 def _shortest(options, seed, start, spill):
-    """Return the shortest command that reproduces the fault, or a suggestion."""
+    """Return the shortest command that reproduces the fault; if none does, return a suggestion."""
     for before in (0, 10, 100, 1000):
         first = max(start, seed - before)
         failed, _, _ = _finish(*_worker(options, first, seed - first + 1, spill), options.threads)

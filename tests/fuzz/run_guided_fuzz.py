@@ -2,10 +2,11 @@
 
     python run_guided_fuzz.py GUIDE [--arrays] CORPUS [libFuzzer's own options and folders]
 
-GUIDE is the library built from guide.c. CORPUS is a folder to which inputs that reach new code are added; with -merge=1 CORPUS
-FOUND, the smallest inputs of FOUND are added to it (and unpickler_corpus.py makes them part of the tests). Each input must produce
-a value or an exception other than SystemError, which must be the same for all our ways to read and for the standard library; our
-memory must never exceed `allowance`. With ``--arrays``, the inputs are read as arrays over buffers.
+GUIDE is the library built from guide.c. CORPUS is a folder to which inputs that reach new code are added; with -merge=1
+CORPUS FOUND, the smallest inputs of FOUND are added to it (and unpickler_corpus.py makes them part of the tests). Each
+input must produce a value or an exception other than SystemError. This result must be the same for the standard library
+and for each way to load with our unpickler, whose memory must never exceed `allowance`. With ``--arrays``, the inputs
+are read as arrays over buffers.
 
 libFuzzer saves an input that causes an abort as ``crash-...`` in the folder given by -artifact_prefix=.
 """
@@ -30,8 +31,8 @@ def allowance(size):
     """
     Return how much memory loading a pickle of `size` bytes may use at its peak.
 
-    Cached facts about a class stay allocated, up to 15 kB. An empty set needs 230 bytes for a one-byte opcode, and a deque needs 800
-    bytes for a call with four opcodes.
+    Cached facts about a class stay allocated, up to 15 kB. An empty set takes 230 bytes for an opcode of one byte, and
+    a deque takes 800 bytes for a call of four opcodes.
     """
     return 40_000 + 300 * size
 
@@ -46,7 +47,7 @@ def try_input(data):
     try:
         _unpickle.loads(data, allow=seeds.allowed)
     except Exception:
-        pass  # the exceptions are compared below
+        pass  # `compare.difference` compares the exceptions
     peak = guide.guide_peak()
     seconds = time.process_time() - start
     if peak > allowance(len(data)) or seconds > 2:
@@ -78,7 +79,7 @@ def main():
         for number, data in enumerate(corpus.arrays() + corpus.array_seeds() if arrays else corpus.pickles() + POOL):
             with open(os.path.join(folder, f"seed-{number}"), "wb") as file:
                 file.write(data)
-    # The command that libFuzzer itself starts through a shell for -merge.
+    # The first argument is the command that libFuzzer starts through a shell for -merge.
     program = " ".join([sys.executable, "-P", os.path.abspath(__file__), library, *(["--arrays"] if arrays else [])])
     words = [program.encode(), *(option.encode() for option in options)]
     argv = (ctypes.c_char_p * (len(words) + 1))(*words, None)

@@ -45,8 +45,7 @@ def test_graphs_come_back_isomorphic_in_threads():
     run(1000, "--start", "6000", "--threads", "4", "--quiet")
 
 
-# Seeds for layouts with a strided array that later writes overwrote, and for finalizers that dump instances of the class being
-# dumped.
+# Seeds of earlier errors: overwritten strided arrays, and finalizers that dumped instances of the class being dumped.
 @pytest.mark.parametrize("seed", (56, 595, 632, 727, 1545, 202_870))
 def test_seeds_that_once_failed_come_back_isomorphic(seed):
     run(10 if SANITIZED else 1, "--start", str(seed))

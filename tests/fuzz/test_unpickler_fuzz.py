@@ -1,7 +1,7 @@
-"""The standard library and our unpickler must return the same value or raise the same kind of exception for mutated pickles.
+"""For mutated pickles, the standard library and our unpickler must return equal values or raise similar exceptions.
 
-The number of rounds is small here; ``make fuzz`` runs for as long as requested, guided by coverage, in a sanitizer build. The
-useful inputs that it has found are in ``corpus/``, and the tests read them.
+The number of rounds is small here; ``make fuzz`` runs as long as requested, guided by coverage, in a sanitizer build.
+The tests also read the useful inputs that it has found, which are in ``corpus/``.
 """
 
 import os

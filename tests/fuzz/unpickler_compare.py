@@ -34,7 +34,7 @@ class OurUnpickler(_unpickle.Unpickler):
 
 
 def _canon(value, seen, depth=0):
-    """Return nested tuples that are equal if and only if two values have the same types, order, cycles and sharing of mutables."""
+    """Return nested tuples that represent exactly a value's types, order, cycles and sharing of mutables."""
     kind = type(value)
     if kind is float:
         return "float", struct.pack("<d", value)
@@ -78,7 +78,7 @@ def _canon(value, seen, depth=0):
 
 
 def _canon_array(array):
-    """Include the bytes only if the array uses another object's memory: otherwise they are uninitialized."""
+    """Describe an array; include its bytes only if they are in another object's memory, else they are uninitialized."""
     owner = array
     while type(owner.base) is np.ndarray:
         owner = owner.base
@@ -87,7 +87,7 @@ def _canon_array(array):
 
 
 def outcome(read):
-    """Return ('value', canon) or ('error', name of the exception)."""
+    """Return ('value', canon) or ('error', class name of the exception, message)."""
     try:
         value = read()
     except Exception as error:
@@ -108,7 +108,7 @@ def _asks_for_much(data):
 
 
 def ours(data):
-    """Return the results of all our ways to read."""
+    """Return the result of each way to load a stream with our unpickler."""
     return [
         outcome(lambda: _unpickle.loads(data, allow=seeds.allowed)),
         outcome(lambda: OurUnpickler(io.BytesIO(data)).load()),
@@ -117,11 +117,11 @@ def ours(data):
 
 
 def _unlike(expected, result):
-    """Return None, or both results if they differ and are not expected to."""
+    """Return both results if they differ in an unexpected way, else None."""
     if result[0] == "error" and "in safe mode" in result[2]:
-        return None  # this mode rejects more than names
+        return None  # safe mode also rejects streams whose names are allowed
     if expected[:2] == ("error", "MemoryError"):
-        # The standard library allocates as much as a length requires; we first check whether the bytes exist.
+        # The standard library allocates as many bytes as a length says; our unpickler first checks that they exist.
         expected = ("error", "UnpicklingError")
     return (expected, result) if expected[:2] != result[:2] else None
 
@@ -134,8 +134,8 @@ def difference(data):
             return result
     if _asks_for_much(data):
         return None
-    # With peek() the standard library can read all bytes, as from memory; without peek() it loses bytes where an opcode crosses the
-    # end of its frame.
+    # With peek() the standard library can read all bytes, as from memory. Without peek() it loses bytes if an opcode
+    # crosses the end of its frame.
     expected = outcome(lambda: StandardUnpickler(io.BufferedReader(io.BytesIO(data), 1 << 20)).load())
     for result in results:
         if _unlike(expected, result):
@@ -154,6 +154,6 @@ def array_difference(data):
             return one
     if _asks_for_much(data):
         return None
-    file = io.BufferedReader(io.BytesIO(data), 1 << 20)  # as in difference()
+    file = io.BufferedReader(io.BytesIO(data), 1 << 20)  # a file with peek(), as in `difference`
     expected = outcome(lambda: StandardArrays(file, buffers=corpus.BUFFERS).load())
     return _unlike(expected, result)

@@ -1,7 +1,7 @@
-"""The useful inputs that coverage-guided fuzzing has found: one per line, in base64, in the files of ``corpus/``.
+"""Read the useful inputs that coverage-guided fuzzing has found: one per line, in base64, in the files of ``corpus/``.
 
-``python unpickler_corpus.py pickles|arrays FOLDER`` writes the inputs in a folder, which libFuzzer has minimized with -merge=1, to
-these files.
+``python unpickler_corpus.py pickles|arrays FOLDER`` writes inputs to these files: those in FOLDER, which libFuzzer has
+minimized with -merge=1.
 """
 
 import base64
@@ -14,7 +14,7 @@ FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "corpus")
 ARRAY_NAMES = frozenset(
     {"numpy:ndarray", "numpy:dtype", "numpy._core.numeric:_frombuffer", "numpy.core.numeric:_frombuffer"}
 )
-# The buffers that are passed when `pickles` are read as `arrays`: over foreign memory, and out of band.
+# The out-of-band buffers for pickles that are read as arrays; the arrays use the memory of these buffers.
 BUFFERS = [bytes(range(256)), bytearray(4096), b""]
 
 
@@ -37,7 +37,7 @@ def arrays():
 
 
 def array_seeds():
-    """Return arrays as this package's picklers and the standard library write them, over `BUFFERS` and within the stream."""
+    """Return pickles of arrays by our picklers and by the standard library, with the data in `BUFFERS` or in-band."""
     import pickle
 
     import numpy as np
@@ -68,13 +68,14 @@ def opcodes(data):
             found.append((opcode.name, argument))
             start = at
     except Exception:
-        # An unpickler may still execute opcodes after the start of the last opcode found, up to the position where it stops.
+        # After the start of the last opcode that pickletools can parse, an unpickler may still execute more opcodes.
         return found, start + 1
     return found, len(data)
 
 
 def gives_state(data):
-    """Return whether the stream may contain a BUILD. numpy trusts the states of its objects, and forged states can crash it."""
+    """Return whether the stream may contain a BUILD; numpy trusts the states of its objects: forged ones can crash
+    it."""
     if b"b" not in data:
         return False
     found, rest = opcodes(data)

@@ -56,7 +56,7 @@ class Mapping(dict):
 
 
 class Property:
-    """The state has an attribute that a data descriptor of the class hides."""
+    """A class whose pickled state has an attribute that a data descriptor of the class hides."""
 
     def __init__(self, value):
         self.__dict__["hidden"] = value
@@ -84,7 +84,7 @@ class SubPoint(Point):
 
 
 class Own(collections.namedtuple("Own", "x y")):
-    """A namedtuple whose __new__ is not the generated one."""
+    """A namedtuple with its own __new__ instead of the generated one."""
 
     def __new__(cls, x, y=5):
         return super().__new__(cls, x, y)
@@ -140,7 +140,7 @@ ALLOWED = (
     | {
         (module, name)
         for modules, names in (
-            # by the Python 3 and the Python 2 names
+            # modules under their Python 3 and Python 2 names
             (("copyreg", "copy_reg"), ("_reconstructor", "__newobj_ex__")),
             (("builtins", "__builtin__"), ("object", "list", "dict", "set", "frozenset", "complex", "slice")),
         )
@@ -210,7 +210,7 @@ def _values():
 
 
 def seeds():
-    """Return one pickle of each value for each protocol, and one without unused memo opcodes, without duplicates."""
+    """Return distinct pickles of each value: in each protocol, with and without unused memo opcodes."""
     found = {}
     for value in _values():
         for protocol in range(6):

@@ -67,7 +67,8 @@ def test_example(path):
         assert done.stderr == ""
 
 
-# The thread of this queue is the last holder of its semaphores, and never returns from the function `{stopped}`.
+# In this script, the thread of the queue is the last holder of its semaphores, and the function `{stopped}` never
+# returns in it.
 QUEUE = """
 import multiprocessing, threading
 from multiprocessing import queues, resource_tracker, synchronize
@@ -119,7 +120,7 @@ def test_program_of_a_page(tmp_path, text):
     script.write_text(text)
     done = run(script)
     assert done.returncode == 0, done.stderr
-    if "import torch" not in text:  # because torch warns about the number of CPUs
+    if "import torch" not in text:  # torch warns about the number of CPUs
         assert done.stderr == ""
 
 

@@ -55,12 +55,12 @@ def refuse(obj):
 def test_no_reference_is_left(dumps):
     obj = sample()
     names = [x for x in obj if not isinstance(x, (Colour, np.float64))]
-    dumps(obj)  # warms the caches
+    dumps(obj)  # fills the caches, which hold references
     gc.collect()
     before = [sys.getrefcount(x) for x in names]
     for _ in range(100):
         dumps(obj)
-    gc.collect()  # cloudpickle's objects for the lambda contain cycles
+    gc.collect()  # frees cloudpickle's objects for the lambda, which contain cycles
     assert [sys.getrefcount(x) for x in names] == before
 
 

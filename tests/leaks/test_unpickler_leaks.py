@@ -1,7 +1,7 @@
 """Test that loads leak no memory: a million loads of a small value, fewer of other values and of streams that fail
-half-way.
+midway.
 
-Each case runs in a fresh interpreter and counts exactly the allocated blocks before and after.
+Each case runs in a fresh interpreter and compares the exact number of allocated blocks before and after.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Plant each bug of ``mutants.toml`` in the engine and see whether a test catches it.
+"""Plant each bug of ``mutants.toml`` in the engine, one at a time, and check whether a test catches it.
 
     run.py --objects build/ctest/plain --build build/mutation [--only WORDS] [--jobs N]
 
@@ -7,8 +7,8 @@ file, one link for each program and the time until the first test fails. A test 
 caught the bug. Each command must pass once on the unchanged engine before it runs on a mutant.
 
 Where the system allows it, each run has its own /dev/shm, /var/tmp and processes, so that files and processes that a
-mutant leaves are removed with the run. The exit status is 1 if a bug survived or the table no longer matches the
-sources.
+mutant leaves are removed with the run. The exit status is 1 if a bug survived, or if the table of bugs no longer
+matches the sources.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Runner:
         self.build = build
         self.cc = shlex.split(os.environ.get("CC_TEST", "cc"))
         self.flags = shlex.split(os.environ["CTEST_FLAGS"])
-        # The folder may also contain objects of files that were moved or removed.
+        # List the sources, because the folder may also contain object files of sources that were moved or removed.
         sources = sorted(path.relative_to(ROOT) for path in STORE.rglob("*.c"))
         self.engine = [objects / path.with_suffix(".o") for path in sources]
         self.wall = self._wall()
@@ -78,7 +78,7 @@ class Runner:
         self.lock = threading.Lock()
 
     def _wall(self) -> list[str]:
-        """Return the command prefix that creates the namespaces; it is empty if namespaces are not available."""
+        """Return the command prefix that creates the namespaces, or an empty list if they are not available."""
         user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         words = ["unshare", *user, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", WALL, "sh"]
         try:
@@ -118,7 +118,7 @@ class Runner:
         except subprocess.TimeoutExpired:
             verdict, said = "hung", ""
         finally:
-            # The group contains only processes of this run, because this process started it.
+            # This process started the process group, so it contains only processes of this run.
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Plant each fault of ``picklers.toml`` in the picklers and see whether the intruder finds it.
+"""Plant each fault of ``picklers.toml`` in the picklers, one at a time, and check whether the intruder finds it.
 
     run_picklers.py --build build/intruder --site build/intruder/site --out build/mutation-picklers [--only WORDS] [--jobs N]
 
@@ -33,7 +33,7 @@ import numpy
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 SHORTEST_LIMIT = 60.0
-# These are the flags of setup.py with less optimization, which halves the compile time.
+# The flags of setup.py, but with less optimization, which halves the compile time.
 FLAGS = (
     "-std=gnu11 -pthread -fvisibility=hidden -fno-strict-aliasing -O1 -g0 -DNDEBUG -fPIC -w"
     " -DPRP_INTRUDER=1 -DNPY_NO_DEPRECATED_API=NPY_1_7_API_VERSION"
@@ -61,7 +61,7 @@ class Mutant:
 
     @property
     def folder(self) -> str:
-        """The folder of csrc that contains all files of the mutant."""
+        """The folder of csrc that contains all files that the mutant changes."""
         (folder,) = {edit.file.partition("/")[0] for edit in self.edits}
         return folder
 
@@ -71,7 +71,7 @@ class Verdict:
     how: str  # passed, failed, crashed or hung
     points: int
     intruded: int
-    doing: str  # the object, the call and what disturbed it
+    doing: str  # the object, the call, and the action that disturbed it
     said: str
 
     def __str__(self) -> str:
@@ -99,12 +99,13 @@ class Runner:
         for source in sorted((ROOT / "csrc" / folder).rglob("*.c")):
             path = source.relative_to(ROOT)
             found[str(path)] = temp / path.with_suffix(".o")
-        # The object file of Cython's output is there under the absolute path of its source.
+        # The object file of Cython's output has the absolute path of its source within this folder.
         found["pyx"] = temp / temp.relative_to("/") / "cython" / "pyx" / "pyray_ser" / f"_{folder}.o"
         return found
 
     def copy(self, folder: pathlib.Path) -> None:
-        """Create a folder laid out like the checkout, with the picklers' sources and the intruder, which reads them."""
+        """Copy the picklers' sources and the intruder (which reads them) into a new folder, arranged as in the
+        checkout."""
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("store"))
         shutil.copytree(ROOT / "tests" / "fuzz", folder / "tests" / "fuzz", ignore=shutil.ignore_patterns("corpus"))
@@ -114,7 +115,7 @@ class Runner:
             (package / path.name).symlink_to(path)
 
     def compile(self, mutant: Mutant, folder: pathlib.Path) -> str | None:
-        """Compile the changed files and link them with the other objects; return None, or the compiler's output."""
+        """Compile the changed files and link them with the other objects; return the error output, or None."""
         objects = self.objects(mutant.folder)
         commands = []
         for path in sorted({f"csrc/{edit.file}" for edit in mutant.edits}):
@@ -130,7 +131,7 @@ class Runner:
         return None
 
     def run(self, arguments: str, folder: pathlib.Path, limit: float) -> Verdict:
-        """Run the intruder of a folder."""
+        """Run the copy of the intruder in a folder."""
         record = folder / "record"
         script = folder / "tests" / "fuzz" / "intruder.py"
         process = subprocess.Popen(
@@ -151,7 +152,7 @@ class Runner:
         except subprocess.TimeoutExpired:
             how, said = "hung", ""
         finally:
-            # The group contains only processes of this run, because this process started it.
+            # This process started the process group, so it contains only processes of this run.
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -200,7 +201,7 @@ class Runner:
                 if "exited" in verdict.how:
                     return "BROKEN", f"{arguments} {verdict}:\n{verdict.said}"
                 if verdict.how != "passed":
-                    fault = verdict.said.partition("\n")[0]  # after a crash, this line does not describe the object
+                    fault = verdict.said.partition("\n")[0]  # after a crash, this line is about something else
                     if not fault.startswith(verdict.doing):
                         fault = verdict.doing
                     return "caught", f"{arguments}: {verdict}: {fault}"

@@ -2,9 +2,9 @@
 
     python tests/peers/suites.py [--sources FOLDER] [--timeout SECONDS] [SUITE ...]
 
-Suites of pools run with and without `install` in all of their processes; suites of types run with `pickle`, with our pickler in
-its place, and with ``put`` and ``get`` in its place.  A test that succeeds in only one way runs again, together with
-the others like it, and counts as a difference if the result is the same.
+Suites of pools run with and without `install` in all of their processes; suites of types run with `pickle`, with our
+pickler in its place, and with ``put`` and ``get`` in its place.  Tests that succeed in only one way run again together;
+each counts as a difference if its result is the same again.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "peers"
 
-# The interpreter runs this code first: way -> text of sitecustomize.
+# The code that the interpreter runs first in each way: way -> text of sitecustomize.
 INSTALL = "import pyray_ser; pyray_ser.install({})\n"
 POOLS = {"without": "", "with": INSTALL.format(""), "with min_bytes=64": INSTALL.format("min_bytes=64")}
-# This way has the same text in a ".pth" file, which runs earlier, when half of the paths are still missing.
+# In this way a ".pth" file has the same text; it runs earlier, when half of the paths are not in `sys.path` yet.
 PTH = "with, from a .pth"
 PICKLES = {
     "without": "",
@@ -47,7 +47,7 @@ _test_multiprocessing.install_tests_in_module_dict(globals(), {method!r})
 
 
 class Suite(NamedTuple):
-    """One suite: the packages it needs, and the arguments that make pytest run it."""
+    """One suite: the packages that it needs, and the arguments with which pytest runs it."""
 
     needs: tuple[str, ...]
     arguments: Callable[[Path], list[str]]
@@ -57,24 +57,24 @@ class Suite(NamedTuple):
 
 def cpython(module: str) -> Callable[[Path], list[str]]:
     """Return the arguments to run a module that `write_modules` wrote."""
-    # The tests of this suite examine the standard streams.
+    # "-s", because the tests of this suite examine the standard streams.
     return lambda sources: ["-s", f"{module}.py"]
 
 
 def joblib(sources: Path) -> list[str]:
-    """Return the tests of joblib about pools."""
+    """Return the pytest arguments for joblib's tests of pools."""
     folder = package("joblib")
     names = ("parallel", "memmapping", "cloudpickle_wrapper", "module")
     return [f"--rootdir={folder.parent}", *(str(folder / "test" / f"test_{name}.py") for name in names)]
 
 
 def loky(sources: Path) -> list[str]:
-    """Return the tests in the source distribution of loky."""
+    """Return the pytest arguments for the tests in loky's source distribution."""
     return ["--skip-high-memory", "--loky-verbosity=20", str(unpacked("loky", sources) / "tests")]
 
 
 def distributed(sources: Path) -> list[str]:
-    """Return the tests of serialization in the source distribution of distributed."""
+    """Return the pytest arguments for the serialization tests in distributed's source distribution."""
     folder = unpacked("distributed", sources)
     # The suite's conftest needs plugins that are not part of the source distribution.
     return [
@@ -121,9 +121,9 @@ SUITES = {
     "joblib": Suite(("joblib.test.test_parallel",), joblib, {**POOLS, PTH: INSTALL.format("")}),
     "loky": Suite(("loky",), loky, {**POOLS, PTH: INSTALL.format("")}),
     "distributed": Suite(("distributed",), distributed, PICKLES),
-    # Without PyTables, the folder of its tests would abort the whole run.
+    # If PyTables is missing, the folder of its tests would abort the whole run.
     "pandas": types("pandas", "--no-strict-data-files", leave="pytables"),
-    # These tests wait for servers.
+    # The tests in test_fs.py wait for servers.
     "pyarrow": types("pyarrow", leave="test_fs.py"),
     "numpy": types("numpy"),
     "scipy": types("scipy"),
@@ -164,7 +164,7 @@ def interpreter_with_pth(folder: Path, first: str) -> str:
     venv.create(folder / "venv", with_pip=False, symlinks=True)
     packages = next((folder / "venv" / "lib").glob("python*/site-packages"))
     paths = [path for path in sys.path if path.endswith("-packages")]
-    # A .pth file holds one statement in one line; files are read in the order of their names.
+    # A .pth file holds one statement or path per line; the interpreter reads the files in the order of their names.
     (packages / "a.pth").write_text("\n".join(paths) + "\n")
     (packages / "b.pth").write_text(first.strip() + "\n")
     return str(folder / "venv" / "bin" / "python")
@@ -200,7 +200,7 @@ def run(suite: Suite, way: str, options: argparse.Namespace, only: list[str] | N
         command += ["--continue-on-collection-errors", "--tb=short", "--disable-warnings"]
         command += ["-p", "peer_reports", f"--timeout={options.test_timeout}", *suite.arguments(options.sources)]
         if only is not None:
-            # Tests are selected by name after collection, because names may contain characters that a command line
+            # The plugin selects tests by name after collection: names may contain characters that a command line
             # cannot.
             (folder / "only").write_text("\n".join(map(repr, only)), encoding="utf-8")
             environment["PEER_ONLY"] = str(folder / "only")
@@ -211,7 +211,7 @@ def run(suite: Suite, way: str, options: argparse.Namespace, only: list[str] | N
             )
             try:
                 process.wait(options.timeout)
-                # Status 1: tests failed; 5: no test was collected.
+                # Exit status 1 means that tests failed, 5 that no test was collected.
                 ended = f"exit status {process.returncode}" if process.returncode not in (0, 1, 5) else ""
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -245,7 +245,7 @@ def exists(module: str) -> bool:
 
 
 def bad(outcome: str) -> bool:
-    """Return whether a test had an unexpected outcome."""
+    """Return whether a test has failed, or has passed unexpectedly."""
     return outcome not in ("passed", "skipped", "xfailed")
 
 
@@ -256,7 +256,7 @@ def differing(without: Run, other: Run) -> list[str]:
 
 
 def compare(name: str, options: argparse.Namespace) -> int:
-    """Run a suite each way and print the differences; return their number."""
+    """Run a suite in each way, print the differences, and return their number."""
     suite = SUITES[name]
     missing = [module for module in suite.needs if not exists(module)]
     if missing:

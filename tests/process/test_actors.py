@@ -108,7 +108,7 @@ def same(value):
 
 
 def in_thread(wait):
-    """Wait in a thread; return a function that returns the result."""
+    """Call `wait` in a new thread; return a future of its result."""
     from concurrent.futures import Future
 
     result = Future()
@@ -151,7 +151,7 @@ def test_a_call_that_waited_for_its_argument_is_answered_however_one_waits_for_i
             "argument": lambda: same.remote(ref).future(),
         }
         result = started[how]() if how in started else None
-    # Give the threads time to block; without the pause this would test less.
+    # Give the threads time to block; without this pause, some of them would not wait yet.
     time.sleep(0.2)
     argument.settle(pack(7))
     if how == "wait 0":
@@ -271,11 +271,11 @@ def test_a_call_from_elsewhere_that_comes_before_the_actor_is_made_waits(cancels
         refs = [handle.add.remote() for _ in range(3)]
         if cancels:
             taken = refs.pop(1)
-            ray.cancel(taken)  # the actor decides whether the request arrived in time
+            ray.cancel(taken)  # the result is not checked: it depends on whether the request arrives in time
             with pytest.raises(TaskCancelledError):
                 ray.get(taken)
         else:
-            time.sleep(0.3)  # so that the references exist before the actor
+            time.sleep(0.3)  # so that the references are waiting before the actor exists
         path.touch()
         return ray.get(refs)
 
@@ -317,7 +317,7 @@ def test_an_argument_of_an_actor_that_fails_is_the_error_of_every_call(reason, t
 
 
 def test_the_cup():
-    # Three calls with an object that takes 2 s to load run one after another while the caller continues.
+    # The actor runs three calls in order, although one argument takes 2 s to load; the caller continues meanwhile.
     script = """
     import time, pyray_ser as ray
     class Stone:
@@ -492,7 +492,7 @@ def test_max_restarts():
         refs = [counter.die.remote(), counter.add.remote(), counter.add.remote()]
         with pytest.raises(WorkerDiedError):
             ray.get(refs[0], timeout=240)
-        # The actor restarts from the same arguments; the waiting calls are not lost.
+        # The actor restarts with the same arguments, and the waiting calls are not lost.
         assert ray.get(refs[1:], timeout=240) == [6, 7]
     with pytest.raises(WorkerDiedError):
         ray.get(counter.die.remote(), timeout=240)
@@ -528,7 +528,7 @@ def test_cancelling_a_call_that_waits_lets_those_behind_it_go():
         with pytest.raises(TaskCancelledError):
             ray.get(ref, timeout=240)
     assert not ray.cancel(first) and ray.get(counter.add.remote(), timeout=240) == 4
-    # The actor also ends without waiting for the stream.
+    # The actor also ends if its stream was not read to the end.
     pid, waits = ray.get(counter.pid.remote()), counter.add.remote(never)
     del counter
     assert ray.cancel(waits) and gone(pid, 30)
@@ -544,7 +544,7 @@ def test_the_end_of_an_actor_is_that_of_the_calls_that_wait(how):
     if how == "kill":
         ray.kill(counter)
     elif how == "kill elsewhere":
-        # Use the handle as in a process that received it.
+        # Use a handle like the one that a process receives in a message.
         from pyray_ser import _core
         from pyray_ser.tasks import actor, remote_handles
 
@@ -562,7 +562,7 @@ def test_the_end_of_an_actor_is_that_of_the_calls_that_wait(how):
     with pytest.raises(WorkerDiedError):
         ray.get(counter.add.remote(never), timeout=240)
     if how == "kill elsewhere":
-        # The owner notices the end at its next call.
+        # The owner notices the end of the actor at its next call.
         never.settle(pack(1))
         for future in own:
             with pytest.raises(WorkerDiedError):
@@ -574,7 +574,7 @@ def test_an_actor_that_dies_while_its_argument_is_awaited_is_made_once():
     counter = Counter.options(max_restarts=1).remote(argument)
     ref = counter.add.remote()
     result = in_thread(lambda: ray.get(ref, timeout=60))
-    # The collector thread reads the pipe, so it notices the end.
+    # Wait until the collector thread reads the pipe of the actor, so that this thread notices the death.
     poll(lambda: counter._client.channel.calls.reader)
     pid = counter._client.pid
     os.kill(pid, signal.SIGKILL)
@@ -648,7 +648,7 @@ def test_handles_travel():
     assert ray.get(use.remote(counter, 10)) == 16
     pid = ray.get(counter.pid.remote())
     del counter
-    # Only the holder has a handle now.
+    # Now only the actor `holder` has a handle.
     time.sleep(0.3)
     assert ray.get(holder.ask.remote("add", 1), timeout=240) == 17
     del holder
@@ -724,7 +724,7 @@ def test_coroutines_run_at_the_same_time():
     ray.get(actor.open.remote())
     assert ray.get(waiting[:3] + waiting[4:], timeout=240) == [0, 1, 2, *range(4, 20)]
     assert [ray.get(ref) for ref in actor.stream.remote(3)] == [0, 1, 2]
-    # Request more items than the generator may be ahead; other calls run meanwhile.
+    # Request more items than the generator may compute ahead of the reader; other calls run meanwhile.
     stream = actor.stream.remote(40)
     assert ray.get(next(stream)) == 0
     end = time.monotonic() + 240
@@ -764,7 +764,7 @@ def test_progress():
 
 
 def test_what_lives_until_the_end_of_the_interpreter_ends_silently():
-    # These destructors run after the globals of our modules were cleared.
+    # These destructors run after the interpreter has cleared the globals of our modules.
     script = """
     import os, threading, pyray_ser as ray
     from pyray_ser.tasks import actor, channel, remote_handles, process, streams

@@ -1,4 +1,4 @@
-"""Test references in flight: they are listed with their sender, and ended when no process can receive them any more."""
+"""Test references in flight: the store lists them with their sender, and ends them when no process can receive them."""
 
 import os
 import signal

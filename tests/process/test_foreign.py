@@ -24,7 +24,7 @@ HOST = [
 
 
 def on_another_host(script: str, *arguments: str, name: str = "otherhost") -> str:
-    """Run a script where host name, processes and /dev/shm are others; skip if the system does not allow it."""
+    """Run a script with another host name, pid namespace and /dev/shm; skip if the system does not allow it."""
     before = f"hostname {name} && mount -t tmpfs tmpfs /dev/shm"
     tried = subprocess.run([*HOST, "sh", "-c", before], capture_output=True, text=True)
     if tried.returncode or shutil.which("unshare") is None:
@@ -174,7 +174,7 @@ class TestTravelling:
 
 
 def test_loading_opens_no_pipe_of_the_process_that_has_the_senders_number(tmp_path):
-    """The sender's pid and descriptor mean something else on this host."""
+    """On this host, the pid and descriptor in the message belong to another process."""
     with pyray_ser.scope():
         ref = pyray_ser.put(1)
         load, (message,) = ref.__reduce__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from isolated import run
 
-# Each entry is a script with its requirements and a check of the values that went through the store.
+# Each entry has a script, its requirements, and a check of the values that went through the store.
 HEAD = """
 import enum, multiprocessing as mp, os, signal, sys, threading, time
 import numpy as np
@@ -488,8 +488,7 @@ def test_joblib_goes_on_to_map_large_arguments_from_its_files(tmp_path):
 
 @pytest.mark.heavy
 def test_twenty_gigabytes_through_one():
-    # 200 arrays of 100 MB travel there and back as results through a store of 1 GB: memory stays bounded, and the
-    # values are correct.
+    # Workers receive and return 200 arrays of 100 MB through a store of 1 GB. Memory stays bounded, values are correct.
     body = """
     def smaller(array):
         return array[:1_250_000] + array[-1]

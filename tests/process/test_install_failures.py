@@ -68,8 +68,8 @@ class Word(str):
     pass
 """
 
-# Each expression has the path to the object that cannot be pickled: "" for the value itself, None for an error
-# without a path.
+# Pairs of an expression and the path to the object in it that cannot be pickled. The path is "" for the value itself
+# and None for an error without a path.
 CASES = [
     ("[1, {'a': lock}]", "[1]['a']"),
     ("Plain(inner=[1, Plain(lock=lock)])", ".inner[1].lock"),

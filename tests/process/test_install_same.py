@@ -1,4 +1,4 @@
-"""Test that a program prints the same with `install` as without it: each script runs both ways."""
+"""Test that each script prints the same output with `install` as without it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def same(body: str, *, needs_store: bool = False, **options: object) -> str:
     Parameters
     ----------
     body : str
-        In the script, ``start()`` is the call of `install`, or does nothing.
+        The script; it calls ``start()``, which calls `install` in one run and does nothing in the other.
     needs_store : bool
         Whether the script with `install` must have stored something.
     **options

@@ -745,7 +745,7 @@ def test_a_child_forked_before_any_store_is_open_leaves_the_lock_of_a_directory_
 
 
 def test_stores_are_opened_and_closed_while_the_lock_of_logging_is_taken():
-    """Another thread holds the lock of logging, as if a signal handler had raised within `logging.getLogger`."""
+    """Another thread holds the lock of `logging`, as if a signal handler had raised inside `logging.getLogger`."""
     script = """
     import faulthandler, logging, pyray_ser, threading
     faulthandler.dump_traceback_later(60, exit=True)

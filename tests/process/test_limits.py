@@ -1,4 +1,4 @@
-"""Test that each simulated limit of the machine causes an error that names it, no signal, and no loss of objects."""
+"""Simulate limits of the machine: each must cause an error that names the limit, but no signal and no lost object."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ import pytest
 from hygiene import run_path
 from isolated import environment, run
 
-# This creates a user namespace in which the user of the tests may mount file systems and start a process as pid 1.
+# This command creates a user namespace, in which any user may mount file systems and start a process as pid 1.
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "private"]
 
 
@@ -37,7 +37,7 @@ def finish(process: subprocess.Popen, timeout: float = 90) -> str:
 
 
 def test_a_tiny_tmpfs(tmp_path):
-    """The store has a capacity above the 16 MiB of its tmpfs, as can happen in Docker."""
+    """The capacity of the store exceeds the 16 MiB of its tmpfs, as can happen in Docker."""
     script = f"""
         import subprocess
         import numpy as np
@@ -94,7 +94,7 @@ MEMORY_CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 @pytest.mark.parametrize("form", [{}, {"spill_checksum": True}, {"spill_compress": "lz4", "spill_checksum": True}])
 def test_a_full_disk(tmp_path, form):
-    """If the file system of the spill directory is full, puts fail with a full store, and no object is lost."""
+    """If the disk of the spill directory is full, `put` reports that the store is full, and no object is lost."""
     script = f"""
         import os
         import subprocess
@@ -206,8 +206,7 @@ def test_a_cgroup_limit(memory_limit):
 
 
 def test_no_address_space():
-    """Under a limit of the address space a put, a get and a private mapping fail with MemoryError, and other calls
-    work."""
+    """If the address space is limited, `put`, `get` and a private mapping raise MemoryError, and other calls work."""
     body = """
         import resource
         import numpy as np
@@ -254,8 +253,7 @@ def test_no_address_space():
 
 
 def test_a_default_capacity_shrinks_until_it_fits():
-    """Under a limit of the address space or of the file size, a store without a given capacity gets a smaller one and
-    warns."""
+    """If address space or file size is limited, a store with the default capacity gets a smaller one and warns."""
     body = """
         import logging, resource, sys
         import numpy as np
@@ -314,7 +312,7 @@ def test_a_limit_of_private_memory_is_none_of_the_stores_capacity():
 
 
 def test_a_limit_of_the_size_of_files():
-    """If RLIMIT_FSIZE is set while the store is in use, puts that exceed it raise an error and cause no signal."""
+    """If RLIMIT_FSIZE is set while the store is in use, puts beyond the limit raise an error and cause no signal."""
     body = """
         import resource, signal
         import numpy as np
@@ -433,7 +431,7 @@ def test_no_descriptor():
 
 @pytest.fixture
 def two_namespaces(tmp_path):
-    """Two processes that are both pid 1 use one named store and evaluate Python expressions."""
+    """Start two processes, both pid 1 in their namespaces, that use one named store and evaluate Python expressions."""
     path = pathlib.Path(run_path() + f"-{os.getpid()}")
     path.mkdir(mode=0o700)
     script = f"""
@@ -491,12 +489,12 @@ def test_two_pid_namespaces(two_namespaces):
     assert ask(1, "view = pyray_ser.get_by_name('shared'); answer = int(view.sum())") == "4999950000"
     assert ask(1, "mine = pyray_ser.put(np.ones(50_000), name='other'); answer = pyray_ser.stats()['clients']") == "2"
     assert ask(0, "held = pyray_ser.get_by_name('other'); answer = float(held.sum())") == "50000.0"
-    # Each process is pid 1 in its namespace: neither mistakes the other for itself, or for dead while it sleeps.
+    # Both processes are pid 1 in their namespaces. Neither may take the other for itself, or for dead while it sleeps.
     for which in (0, 1):
         assert (
             ask(which, "_core.default().look(); _core.default().check(); answer = pyray_ser.stats()['clients']") == "2"
         )
-    # When one process ends, its unfinished objects and holds are released, those of the other process are not.
+    # When one process ends, the store releases its unsealed objects and references, but not those of the other process.
     assert ask(1, "window = pyray_ser.create(1_000_000); answer = len(window)") == "1000000"
     assert (
         ask(0, "ref = None; pyray_ser.free(_core.find_name(_core.default(), 'other')); answer = float(held[-1])")

@@ -1,4 +1,4 @@
-"""Test that a living client is never declared dead, whatever /proc shows, and that a dead client always is.
+"""Test that a living client is never declared dead, whatever /proc shows, and that every dead client is declared dead.
 
 These tests cover the rows of docs/internals/liveness.md that need real processes, users and namespaces.
 tests/c/test_reaping.c covers the rows that a record in shared memory can simulate.
@@ -16,7 +16,7 @@ from isolated import environment, run
 from patience import patience
 
 ROOT = os.geteuid() == 0
-# If the tests run as an ordinary user, a user namespace gives them root rights where they need them.
+# If the tests run as an ordinary user, a user namespace gives root rights to those that need them.
 AS_ROOT = [] if ROOT else ["--user", "--map-root-user"]
 
 PAIR = """
@@ -116,7 +116,7 @@ NO_PROC = 'assert __import__("ctypes").CDLL(None).mount(b"none", b"/proc", b"tmp
 
 
 def unshared(flags: list[str], script: str, before: str = "") -> None:
-    """Run a script in new namespaces, after a line of shell; skip if the system does not allow them."""
+    """Run a line of shell and then a script in new namespaces; skip the test if the system does not allow them."""
     words = ["unshare", *AS_ROOT, *flags, "--fork", "--kill-child"]
     tried = subprocess.run([*words, "sh", "-c", before or "true"], capture_output=True, text=True)
     if tried.returncode:
@@ -148,7 +148,7 @@ def test_workers_that_are_not_dumpable_live(before):
 
 
 def test_processes_of_a_pid_namespace_with_the_proc_of_another_live():
-    # Start some processes first, so that pids mean different processes in the two namespaces.
+    # Start some processes first, so that the same pid means different processes in the two namespaces.
     unshared(["--pid"], PAIR.format(drop="pass", blind="pass"), "true; sleep 0; sleep 0; sleep 0")
 
 
@@ -163,7 +163,7 @@ def test_workers_that_close_every_descriptor_live():
 
 @pytest.fixture
 def name():
-    """Yield the name of a store, and remove its file afterwards: a run that fails may leave the file."""
+    """Yield the name of a store, and remove its file afterwards, because a failed run may leave it."""
     name = f"test-liveness-{uuid.uuid4().hex}"
     yield name
     path = os.path.join(run_path(), name)
@@ -239,7 +239,7 @@ def test_a_client_of_another_namespace_lives(flags, name):
 
 @pytest.mark.skipif(not ROOT, reason="only root may become another user")
 def test_forks_of_a_process_that_became_another_user_are_clients():
-    """Such a process cannot open the store again. Its children share its descriptor, but are still distinguished."""
+    """Such a process cannot open the store again. Its children share its descriptor, but each counts as a client."""
     script = """
         import os, threading  # before modules are out of its reach, as they are in a virtual environment of root's
         import numpy as np
@@ -287,7 +287,7 @@ def test_forks_of_a_process_that_became_another_user_are_clients():
 
 
 def test_a_program_executed_in_place_of_a_client_is_no_client():
-    """Pid and start time are unchanged and /proc is unreadable, but the lock ended with the old address space."""
+    """The new program has the same pid and start time, and /proc is unreadable, but its lock has been released."""
     script = """
         import os, sys
         import pyray_ser
@@ -316,7 +316,7 @@ def test_a_program_executed_in_place_of_a_client_is_no_client():
 
 
 def test_a_pipe_that_a_hidden_client_may_read_is_not_taken_for_closed():
-    """The token of a message to a process that cannot be examined is kept: the message may still be received."""
+    """If a process cannot be examined, it may still receive the message, so the token of the message is kept."""
     script = """
         import os, signal
         import pyray_ser
@@ -392,7 +392,7 @@ def test_the_creator_of_an_object_is_not_its_successor_in_the_slot():
 
 
 def test_a_dead_creator_is_not_named_before_it_is_reaped():
-    """Its pid may be that of an unrelated process by then."""
+    """By then the pid of the creator may belong to an unrelated process."""
     script = """
         import os, signal
         import pyray_ser

@@ -1,4 +1,4 @@
-"""Test that unrelated processes find a named store, that other users cannot, and that it ends with its last process."""
+"""Test that unrelated processes find a named store, that other users cannot, and that the last process removes it."""
 
 import contextlib
 import os
@@ -513,7 +513,8 @@ def test_a_child_of_multiprocessing_may_be_the_last(named):
 @pytest.mark.parametrize("intruder", ["init", "shutdown", "init and shutdown"])
 @pytest.mark.parametrize("interrupted", ["init", "shutdown"])
 def test_a_handler_may_open_and_close_a_named_store_at_each_line_of_a_call(named, interrupted, intruder):
-    """Open and close between any two lines of a call, as a signal handler can, with the directory lock held or not."""
+    """Open and close a store between any two lines of a call, as a signal handler can, also under the directory
+    lock."""
     text = f"""
     from pyray_ser.exceptions import StoreClosedError
     import faulthandler

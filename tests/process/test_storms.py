@@ -1,4 +1,4 @@
-"""Run the stress test of the life cycle of a store for a short time; `tests/torture/storm_lifetime.py` describes it."""
+"""Run a short stress test of the life cycle of a store; `tests/torture/storm_lifetime.py` describes it."""
 
 import os
 import subprocess

@@ -46,7 +46,7 @@ def nap(seconds, value=None):
 
 @ray.remote
 def hold(path):
-    """Report that the call has started, and return when a file appears."""
+    """Create a file to report that the call has started, and return when the file `path` appears."""
     path.with_suffix(".runs").touch()
     while not path.exists():
         time.sleep(0.005)
@@ -445,7 +445,7 @@ def test_streams():
             time.sleep(0.01)
             yield np.full(10_000, i)
 
-    # The generator yields more items than it may be ahead, so it has not ended after its first result.
+    # The generator has more items than it may compute ahead of the reader, so it still runs after the first result.
     stream = count.remote(40)
     first = ray.get(next(stream))
     assert first[0] == 0 and repr(stream).startswith("ResultStream") and "ended" not in repr(stream)
@@ -486,7 +486,8 @@ def test_a_stream_is_only_so_far_ahead_of_its_reader(tmp_path, size, ahead):
         seen.append(int(ray.get(ref)[0]))
         if i in (0, 20):
             time.sleep(0.5)
-            # The generator makes one more item, which waits to be sent; small items are reported eight at a time.
+            # The generator computes one item beyond its limit, which waits to be sent; small items are reported in
+            # groups of eight.
             assert i < path.stat().st_size <= i + 1 + ahead + 8, path.stat().st_size
         del ref
     assert seen == list(range(60))
@@ -637,8 +638,7 @@ def test_start_methods(method):
 
 
 def test_without_new_threads_the_workers_end_all_the_same():
-    """Since Python 3.12 an interpreter starts no threads during its exit, so the thread that reaps processes may not
-    exist then."""
+    """Since Python 3.12 no thread can start during exit, so the thread that reaps processes may be missing then."""
     script = """
     import os, threading, pyray_ser as ray
     from pyray_ser.tasks import collector

@@ -90,7 +90,7 @@ def test_a_finalizer_may_call(how, of):
     assert run(script) == "fine"
 
 
-# This code interrupts the main thread when it registers the pipe of an actor with the kernel.
+# This script interrupts the main thread while it registers the pipe of an actor with epoll.
 INTERRUPTED = """
     import time
     import pyray_ser as ray

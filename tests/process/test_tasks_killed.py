@@ -1,4 +1,4 @@
-"""Test that callers get an error within a second after a death during submit, run or return, and nothing is left."""
+"""Kill processes during submit, run or return: callers must get an error within a second, and nothing may be left."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_installed_pools_after_a_thousand_kills():
 
 
 def kills(count: int) -> None:
-    # This tests both directions: messages that the killed process had not read, and messages from it that are not read.
+    # This tests both directions: messages that the killed process had not read yet, and its messages that nobody reads.
     script = f"""
     import multiprocessing as mp, os, random, signal, time, numpy as np, pyray_ser
     def child(end, queue):

@@ -1,8 +1,8 @@
-"""Kill a process at its n-th line of our code, on either side of a call: the caller gets an error within a second.
+"""Kill the worker or the caller at the n-th line of our code; a caller that lives gets an error within a second.
 
-A trace function counts the lines of the package that a process runs from a known moment on, and kills it at one of
-them. So every step of submit, receive, run and reply is tested. conftest.py checks after every file that nothing is
-left in /dev/shm.
+From a known moment on, a trace function counts the lines of the package that a process runs, and kills the process at
+one of them. This tests every step of submit, receive, run and reply. After each test file, conftest.py checks that
+nothing is left in /dev/shm.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def equal(one, other):
     return bool(np.all(one == other))
 """
 
-# Kill the worker, or the actor, and measure the time from its death until the caller notices.
+# This script kills the worker or the actor and measures the time from its death until the caller notices.
 WORKERS = (
     COMMON
     + """
@@ -196,7 +196,7 @@ def test_a_worker_dies_at_each_line(of, hows, workers, step, least):
     assert done >= least and died >= done - 2 * len(hows), (done, died)
 
 
-# The driver is a child of the observer, which becomes the parent of any process that is left.
+# In this script the driver is a child of the observer, which becomes the parent of any process that the driver leaves.
 DRIVERS = (
     COMMON
     + """

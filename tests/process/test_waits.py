@@ -39,14 +39,14 @@ def is_wait(call: ast.Call) -> bool:
         return False
     of = ast.unparse(function.value)
     if function.attr == "join":
-        # The join() of strings and of paths does not count.
+        # A join() of strings or paths does not count, because it does not wait.
         return not isinstance(function.value, ast.Constant) and of not in (
             "os.path",
             "os.pathsep",
             "call[:-len(b'\\x97\\x85R')]",
         )
     if function.attr == "get":
-        # The get() of a queue or an object counts, the get() of a dict does not.
+        # A get() of a queue or an object counts, because it may wait; a get() of a dict does not.
         return (not call.args and not call.keywords) or of in ("_core", "pyray_ser")
     return function.attr in MAKERS | WAITERS and of != "polars" and "alias" not in of
 

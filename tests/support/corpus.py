@@ -1,4 +1,4 @@
-"""Provide several hundred values of other libraries, built as users build them, each with the library's own comparison.
+"""Provide several hundred values of other libraries, made as users make them, with the libraries' own comparisons.
 
 `light()` and `heavy()` return ``{name: (value, compare)}``; ``compare(got, value)`` raises if the two differ.
 """

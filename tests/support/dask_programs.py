@@ -1,4 +1,5 @@
-"""Run programs that start a Dask cluster, each in a fresh interpreter: Dask's threads and sockets end with it."""
+"""Run programs that start a Dask cluster, each in a fresh interpreter, so that Dask's threads and sockets end with
+it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Hosts on this machine: namespaces with their own network, process IDs, `/dev/shm` and host name.
+"""Simulate hosts on this machine by namespaces with their own network, process IDs, `/dev/shm` and host name.
 
-A program that uses `Hosts` runs in namespaces of its own (`PREFIX`). With it, the kernel ends all hosts and their networks.
+A program that uses `Hosts` runs in its own namespaces (`PREFIX`). When it ends, the kernel ends all hosts and their
+networks.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ip link add name left type veth peer name right
 
 
 def missing() -> str:
-    """Return why namespaces cannot be made here, or an empty string."""
+    """Return the reason why this system cannot create namespaces, or an empty string."""
     try:
         probe = subprocess.run([*PREFIX, "sh", "-c", _PROBE], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -78,8 +79,8 @@ class Host:
         return subprocess.Popen(self.command(*words), stdout=subprocess.DEVNULL)
 
     def received(self) -> int:
-        """Return how many bytes have come to this host."""
-        # `/sys` still shows the devices of the machine.
+        """Return how many bytes this host has received."""
+        # Read /proc, because `/sys` still shows the devices of the machine.
         counters = next(line for line in self.run("cat", "/proc/self/net/dev").splitlines() if "eth0:" in line)
         return int(counters.partition(":")[2].split()[0])
 
@@ -88,7 +89,7 @@ class Host:
         return self.run("find", "/dev/shm", "-type", "f").split()
 
     def end(self) -> None:
-        """End the host as a power failure does."""
+        """End the host abruptly, as a power failure would."""
         self._init.kill()
         self._init.wait()
         assert self._init.stdout is not None

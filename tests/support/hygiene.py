@@ -1,4 +1,4 @@
-"""Find what a test run must not leave: entries in /dev/shm, descriptors, mappings, child processes."""
+"""Find resources that a test run must not leave behind: entries in /dev/shm, descriptors, mappings, child processes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SHM = "/dev/shm"
 
 def name_this_run() -> None:
     """
-    Set a directory of named stores for this run and its children that no other run or program uses.
+    Set a directory of named stores that only this run and its children use.
 
-    Other entries of tests in /dev/shm begin with `run_path`, so that entries of other programs are not mistaken
-    for entries of this run.
+    All other entries of the tests in /dev/shm begin with `run_path`, which distinguishes them from entries of other
+    programs.
     """
     os.environ.setdefault("PYRAY_SER_STORE_DIR", f"{SHM}/pyray_ser-test-{uuid.uuid4().hex[:12]}")
 
@@ -47,7 +47,7 @@ def descriptors() -> dict[int, str]:
         try:
             found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
         except FileNotFoundError:
-            continue  # the descriptor that listdir itself used
+            continue  # this was the descriptor that listdir itself used
     return found
 
 

@@ -1,4 +1,4 @@
-"""Determine which bytes of a value stay in the stream under the rules of `put`, with each of the picklers."""
+"""Pickle values by the rules of `put` with each of the picklers, to see which bytes stay in the stream."""
 
 import io
 import pickle
@@ -13,7 +13,7 @@ _engine = ENGINES[0]
 
 @pytest.fixture(params=ENGINES, autouse=True)
 def engine(request):
-    """Run each test of a module that imports this fixture with each pickler and unpickler."""
+    """Run each test with each pickler and unpickler, in modules that import this fixture."""
     global _engine
     _engine = request.param
     yield request.param
@@ -41,7 +41,7 @@ def put(value):
 
 
 def load(stream, buffers):
-    """Load over copies of the buffers in memory that no code can write to, like the memory of the store."""
+    """Load with read-only copies of the buffers, because the memory of the store is read-only too."""
     buffers = [memoryview(bytes(buffer)) for buffer in buffers]
     if _engine == "compiled":
         from pyray_ser import _unpickle

@@ -3,8 +3,8 @@
 An interrupt is an exception raised by a trace function at the n-th line that is run, for n = 1, 2, ... until the
 program ends without the exception. Each attempt runs in a new process, forked from one that has pickled nothing, so
 that work done once per process is also interrupted. The call must raise the exception, unless other Python code catches
-it. The interpreter only reports an exception in a weakref callback, and an `except Exception` of another library is
-recognized by its frames.
+it. There are two exceptions to this rule: the interpreter only reports an exception in a weakref callback, and an
+`except Exception` of another library, recognized by its frames, may catch it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-import pyray_ser._ndarray  # imports that happen once, in numpy's or our own code, are not interrupted
+import pyray_ser._ndarray  # import now what numpy or our code imports only once, so that it is not interrupted
 import pyray_ser.util
 from pyray_ser import _pickle, _unpickle
 
@@ -79,7 +79,7 @@ class OldReduced:
 
 
 class Items(dict):
-    """A dict that defines its own iteration."""
+    """A dict class that defines its own iteration."""
 
     def items(self):
         yield from list(dict.items(self))
@@ -116,7 +116,7 @@ class Key:
 
 
 class Unpicklable:
-    """A class that raises an exception whose class has Python code."""
+    """A class whose reduction raises an exception with methods in Python."""
 
     def __reduce__(self):
         raise Refusal("no")
@@ -141,7 +141,7 @@ class TypeRefusal(TypeError):
 
 
 class Unnamed:
-    """A class that refers to a name that does not exist."""
+    """A class whose reduction is a name that does not exist."""
 
     def __reduce__(self):
         return "nowhere.to.be.found"
@@ -437,14 +437,14 @@ def dumps_module_by_value():
 
 @program
 def dumps_asks_cloudpickle():
-    """Call cloudpickle's function that lists the modules whose contents are pickled by value."""
+    """Make the pickler call cloudpickle's function that lists the modules to pickle by value."""
     registered = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES
 
     def list_registry():
         return registered.copy()
 
     cloudpickle.list_registry_pickle_by_value = list_registry
-    cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES = None  # as in a version of cloudpickle without this set
+    cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES = None  # as in a version of cloudpickle that lacks this set
     return lambda: _pickle.dumps(Record)
 
 
@@ -507,7 +507,7 @@ def loads_persistent():
 
 
 def refused(value):
-    """Test a value that cannot be pickled: an interrupt while the error message is composed must be raised."""
+    """Test a value that cannot be pickled: an interrupt while its error message is composed must also be raised."""
 
     def call(dumps):
         try:
@@ -584,7 +584,7 @@ ENDED, CAME_OUT, SWALLOWED, REPORTED, CAUGHT = range(5)
 
 def _catches(frame, skip_exceptions: bool) -> bool:
     if frame.f_code.co_qualname == "_slotnames":
-        return True  # copyreg has an `except:` there
+        return True  # `copyreg._slotnames` has a bare `except:`
     while frame is not None and skip_exceptions:
         name = frame.f_globals.get("__name__", "")
         if name.startswith(("cloudpickle", "importlib", "_frozen_importlib")):
@@ -629,7 +629,7 @@ def attempt(run: Callable[[], Any], n: int, error: type[BaseException], skip_cat
 
 
 def in_a_child(function: Callable[[], str]) -> str:
-    """Return the result of the function, run in a new process."""
+    """Run the function in a new process and return its result."""
     receiving, sending = os.pipe()
     pid = os.fork()
     if not pid:
@@ -668,13 +668,13 @@ def interrupt(name: str, error: type[BaseException], lines: Iterable[int]) -> st
 def main(error: type[BaseException], lines: Iterable[int], names: list[str] | None = None) -> None:
     """Interrupt all programs at these lines; print those that continued, and how many times the exception was raised.
 
-    Programs end where they end: `lines` goes on beyond the last line of each.
+    `lines` must contain numbers beyond the last line of the longest program.
     """
     install()
     total = 0
     for name in names or PROGRAMS:
         if error is RecursionError and name.startswith("refused"):
-            continue  # if repr has no stack left, the reported error must not be lost
+            continue  # a RecursionError inside repr must not replace the error that is being reported
         *said, came_out = in_a_child(lambda name=name: interrupt(name, error, lines)).splitlines()
         total += int(came_out)
         for line in said:

@@ -12,8 +12,8 @@ from patience import patience
 
 
 def environment() -> dict[str, str]:
-    """Return the environment without the hint to this process's store, and without Python 3.12's warning about forks
-    with threads."""
+    """Return the environment without the hint to this process's store, and without warnings about forks with
+    threads."""
     kept = {key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}
     return {**kept, "PYTHONWARNINGS": "ignore:This process (pid:DeprecationWarning"}
 
@@ -61,7 +61,7 @@ def run(
             try:
                 output, messages = process.communicate(timeout=patience(timeout))
             except subprocess.TimeoutExpired as error:
-                os.killpg(process.pid, signal.SIGKILL)  # with the children that it waits for
+                os.killpg(process.pid, signal.SIGKILL)  # also its children, for which communicate() would wait
                 output, messages = process.communicate()
                 raise AssertionError(
                     f"not over after {error.timeout:.0f} s, told until then:\n{output}{messages}"

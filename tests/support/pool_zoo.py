@@ -1,4 +1,4 @@
-"""Define values of many kinds, a description of their observable properties, and the channels of pools."""
+"""Define values of many kinds, a description of their observable properties, and the ways in which pools send them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import uuid
 
 import numpy as np
 
-# This is the number of elements of an array; a large array has at least `MIN_BYTES`.
+# The number of elements of an array; a large array has at least `MIN_BYTES`.
 SIZES = {"small": 6, "large": 1200}
 MIN_BYTES = 1024
-# This is the number of elements of other types. The standard pickler writes a payload of 64 KiB or more to its file
+# The number of elements of other types. The standard pickler writes a payload of 64 KiB or more to its file
 # in one call.
 OTHER_SIZES = {"small": 6, "large": 30_000}
 
@@ -48,7 +48,7 @@ class Sub(np.ndarray):
 
 
 class Stateful(np.ndarray):
-    """A subclass that pickles its state through its own reduction."""
+    """A subclass whose own reduction adds a tag to the pickled state."""
 
     def __array_finalize__(self, origin):
         self.tag = getattr(origin, "tag", None)
@@ -282,7 +282,7 @@ def names() -> list[tuple[str, str, str]]:
 
 
 def sample() -> list[tuple[str, str, str]]:
-    """Return a large value of every type and of every form, and some small ones."""
+    """Return the names of large values that cover every type and every form, and of some small values."""
     forms, around = list(FORMS), list(AROUND)
     found = [(kind, forms[(i + turn) % len(forms)], "large") for i, kind in enumerate(DTYPES) for turn in (0, 13)]
     found += [(kind, around[i % 2], "large") for i, kind in enumerate(OTHER)]
@@ -305,8 +305,7 @@ def _digest(data):
 
 
 def look(value, seen=None):
-    """Return everything that a program can observe about a value, as text, including which parts are the same
-    object."""
+    """Return a text with all that a program can observe about a value, including which parts are the same object."""
     seen = {} if seen is None else seen
     if id(value) in seen and not isinstance(value, (int, str, float, type(None))):
         return f"#{seen[id(value)][0]}"
@@ -380,7 +379,7 @@ def _look_pandas(value, seen):
 
 
 def spoil(value):
-    """Write into every writable array of a value; no other process may see that."""
+    """Write into every writable array of a value; no other process may see these writes."""
     if isinstance(value, np.ndarray) and value.flags.writeable and value.dtype.kind in "iufbc" and value.size:
         value.flat[0] = 77
     elif isinstance(value, bytearray) and value:
@@ -398,13 +397,13 @@ def spoil(value):
 
 
 def work(name, value):
-    """In a worker, return a description of the argument, the argument, and a value made in the worker."""
+    """Run in a worker: return a description of the argument, the argument, and a value made in the worker."""
     seen = look(value)
     return name, seen, value, make(name)
 
 
 def spoiling(name, value):
-    """In a worker, write into the argument."""
+    """Run in a worker: write into the argument and return its description."""
     spoil(value)
     return name, look(value)
 

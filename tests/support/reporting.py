@@ -16,8 +16,7 @@ from patience import patience
 
 _failed: list[str] = []
 _timers: dict[str, threading.Timer] = {}
-# Python handles the signal that ends a test between two bytecodes; a test that runs this many seconds longer is stuck
-# in C.
+# Python handles the signal that ends a test between two bytecodes. A test that runs this much longer is stuck in C.
 _GRACE = 60.0
 
 
@@ -29,7 +28,7 @@ def _log(text: str) -> None:
 
 
 def pytest_runtest_logstart(nodeid: str, location: Any) -> None:
-    """Log which test runs, because a crash reports nothing."""
+    """Log the name of the test before it runs, because a crash reports nothing."""
     _log(f"running {nodeid}")
 
 

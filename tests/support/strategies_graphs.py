@@ -459,7 +459,7 @@ def rich_graph(seed):
 
 
 def _children(obj):
-    """Yield (label, child) for each part of the object's value that is not an atom."""
+    """Yield (label, part) for each part of the object's value."""
     t = type(obj)
     if isinstance(obj, (list, tuple, collections.deque)):
         yield from enumerate(obj)
@@ -488,7 +488,7 @@ _BY_REPR = (int, float, complex, str, bytes, bytearray, range, decimal.Decimal, 
 
 
 def shape(root):
-    """Return a flat description in which each object is represented by its number in visiting order."""
+    """Return a flat description of a graph, in which objects are numbered in the order of the visit."""
     numbers = {}
     keep = []
     out = []
@@ -499,7 +499,7 @@ def shape(root):
             out.append((label, type(obj).__name__, repr(obj)))
             continue
         if (type(obj) is tuple and not obj) or (type(obj) is bytes and len(obj) < 2):
-            out.append((label, repr(obj)))  # a singleton: all equal values are the same object
+            out.append((label, repr(obj)))  # such values are singletons: equal values are the same object
             continue
         number = numbers.get(id(obj))
         if number is not None:

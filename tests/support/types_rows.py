@@ -1,6 +1,6 @@
 """Define the rows of docs/types.md: a value of about 8 MB of each type, and a function that tries to write to it.
 
-`write` returns nothing or raises; a row of an immutable type (text, bytes) has None.
+`write` returns None, or raises if it cannot write; for an immutable type (text, bytes), the field `write` is None.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ N = 1_000_000  # float64: 8 MB
 
 @dataclass(frozen=True)
 class Row:
-    """One type."""
+    """One type: its value and the function that tries to write to it."""
 
     group: str
     name: str

@@ -1,4 +1,4 @@
-"""Define an array of each kind, by name, and the test of whether two arrays are the same."""
+"""Define an array of each kind, by name, and a function that asserts that two arrays are the same."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _nested():
     return made
 
 
-# Arrays without Python objects: `get` must return each of them over memory of the store, read-only.
+# Arrays without Python objects: `get` must return each of them as a read-only array over memory of the store.
 PLAIN = {
     "float64": lambda: _grid(10),
     "one element": lambda: np.array([3.25]),
@@ -121,7 +121,7 @@ PLAIN = {
     "dtype with metadata": lambda: np.zeros(3, np.dtype("<i4", metadata={"unit": "m"})),
 }
 
-# Arrays that contain Python objects, and subclasses: these are restored exactly, but by their own reducers.
+# Arrays that contain Python objects, and subclasses: their own reducers restore them exactly.
 OTHER = {
     "object": lambda: np.array([1, "a", None, [2]], dtype=object),
     "object 2-d Fortran": lambda: np.asfortranarray(np.array([[1, "b"], [None, 2.5]], dtype=object)),
@@ -150,7 +150,7 @@ def _readonly(array):
 
 
 def assert_same(got, expected):
-    """Assert the same type, dtype, shape, order and the same bits of every element."""
+    """Assert that two arrays have the same type, dtype, shape and order, and the same bits in every element."""
     assert type(got) is type(expected)
     if isinstance(expected, np.ma.MaskedArray):
         assert_same(got.data, expected.data)

@@ -2,8 +2,9 @@
  * operations.h - operations during which a victim is killed. Each consists of one engine call and its setup.
  *
  * `arrange` runs in the survivor before it forks the victim, and creates the objects of the operation; the victim
- * inherits them. `ready` runs in the victim and is not stepped; the victim is killed during `act`. `restore` runs in
- * the survivor after it reaped the victim, and removes the objects that `arrange` created, in any state.
+ * inherits them. `ready` runs in the victim at full speed; during `act` the victim is single-stepped and killed.
+ * `restore` runs in the survivor after it reaped the victim, and removes the objects that `arrange` created, in any
+ * state.
  */
 #ifndef PRS_TEST_OPERATIONS_H
 #define PRS_TEST_OPERATIONS_H
@@ -14,7 +15,7 @@ enum { FILLERS = 40 };
 
 struct stage {
     prs_store *s;
-    prs_oid id, inner; /* objects of the operation */
+    prs_oid id, inner; /* objects that the operation uses */
     prs_oid filler[FILLERS];
     int fillers;
     prs_draft draft;
@@ -26,7 +27,7 @@ struct stage {
 
 typedef struct operation {
     const char *name;
-    bool spills, cold; /* needs a store with a spill directory; must be the victim's first call */
+    bool spills, cold; /* the operation needs a spill directory; it must be the victim's first call */
     void (*arrange)(struct stage *);
     void (*ready)(struct stage *);
     void (*act)(struct stage *);
@@ -54,7 +55,7 @@ static void drop_id(struct stage *c)
     prs_unref(c->s, &c->id);
 }
 
-/* A forked process inherits no magazines, so allocate and drop objects of all sizes that the operations use. */
+/* A forked process inherits no magazines. Fill them: allocate and drop objects of all sizes that the operations use. */
 static void fill_magazines(struct stage *c)
 {
     static const uint64_t sizes[] = {64, 200, 300, 500};
@@ -103,7 +104,7 @@ static void write_large(struct stage *c)
 
 /* ---- acquiring and releasing --------------------------------------------------------------------------------- */
 
-static void let_go(struct stage *c) /* releases the ref inherited by fork() */
+static void let_go(struct stage *c) /* releases the reference inherited by fork() */
 {
     prs_unref(c->s, &c->id);
 }
@@ -129,7 +130,7 @@ static void ref(struct stage *c)
     (void)prs_ref(c->s, &c->id);
 }
 
-/* Make an object of the victim, of which it is the only holder. */
+/* Make an object that only the victim holds. */
 static void own_small(struct stage *c)
 {
     c->id = put(c->s, 200, 5);
@@ -151,7 +152,7 @@ static void end_for_all(struct stage *c)
     (void)prs_free(c->s, &c->id, &ignored);
 }
 
-/* Make an object that is freed before another process requests it. */
+/* Create an object that will be freed before another process requests it. */
 static void make_and_free(struct stage *c)
 {
     make_small(c);
@@ -250,14 +251,14 @@ static void fill(struct stage *c)
 static void empty(struct stage *c)
 {
     for (int i = 0; i < c->fillers; i++) {
-        int rc = verify(c->s, &c->filler[i], 100000, (uint64_t)i); /* in memory or in a file */
+        int rc = verify(c->s, &c->filler[i], 100000, (uint64_t)i); /* the object is in memory or in a file */
         CHECK(rc == PRS_OK || (rc == PRS_E_FREED && c->ended && c->filler[i].serial == c->id.serial));
         prs_unref(c->s, &c->filler[i]);
     }
     prs_deferred_run_all(c->s);
 }
 
-/* Reclaims the magazines of other clients, but does not get enough space. */
+/* Allocate too much: this reclaims the magazines of other clients, and then fails. */
 static void alloc_too_much(struct stage *c)
 {
     (void)prs_alloc(c->s, prs_capacity(c->s), 0, &c->draft, &ignored);
@@ -297,7 +298,7 @@ static void nothing(struct stage *c)
 
 /* ---- recovery ---------------------------------------------------------------------------------------------------- */
 
-/* Leave a dead client with drafts, objects, pins and an empty magazine, whose death no client has detected yet. */
+/* Leave a dead client whose death no client has detected yet; it had drafts, objects, pins and an empty magazine. */
 static void leave_corpse(struct stage *c)
 {
     make_small(c);

@@ -5,7 +5,7 @@
  * Algorithm  A single step takes about 20 us.  So a first run over the whole operation records the address of each
  *            step.  A later run to step n sets a breakpoint at the last instruction before n that the operation had
  *            not executed before (a landmark), lets the child run to it, and then steps.  Without landmarks (on
- *            other architectures) it makes all steps singly.
+ *            other architectures) it single-steps every instruction.
  * Guarantee  If the child takes the same path each time, it has executed n instructions of the operation; if it
  *            does not reach its landmark, it runs to the end of the operation.
  */

@@ -1,17 +1,18 @@
-"""Storm over the life of a store: every operation while `shutdown`, `fork`, finalizers, signals and a stopped peer
-interfere.
+"""Stress-test the life of a store: all operations run while `shutdown`, `fork`, finalizers and signals interfere.
 
 Usage: python -P storm_lifetime.py SECONDS SEED
 
-Each round opens a store (anonymous, named, or small with a spill directory) and lets several threads use all operations, while
-others close and open the store, fork children that use it, drop it or are killed, and stop, continue or kill a peer process that
-is attached to it. A signal handler of the main thread makes calls and raises; finalizers of cycles make calls.
+Each round opens a store (anonymous, named, or small with a spill directory) and lets several threads use all
+operations, while others close and open the store; fork children, which use the store, drop it or are killed; and stop,
+continue or kill a peer process that is attached to the store. A signal handler in the main thread makes calls and
+raises exceptions; finalizers of reference cycles make calls.
 
-An operation must return the right value, or raise a documented exception. A watchdog ends the program with a
-traceback of every thread if a call takes longer than its timeout and a generous grace. After each round descriptors, maps,
-threads, children and files must be the same as before, and a store that still exists must be consistent and empty.
+An operation must return the right value, or raise a documented exception. A watchdog ends the program with a traceback
+of every thread if a call exceeds its timeout by more than a generous grace period. After each round, the process must
+have the same file descriptors, memory mappings, threads, child processes and files as before, and a store that still
+exists must be consistent and empty.
 
-STORM_GRACE sets the grace in seconds.
+The environment variable STORM_GRACE sets the grace period in seconds.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from pyray_ser import util
 
 # Seconds by which a call may exceed its timeout on a busy machine.
 GRACE = float(os.environ.get("STORM_GRACE", "30"))
-# Exceptions that any operation on a store may raise while other threads close, fill, free and stop.
+# Any operation on a store may raise these exceptions while other threads close or fill the store or free objects.
 COMMON = (
     exc.StoreClosedError,
     exc.ObjectLostError,
@@ -54,7 +55,7 @@ COMMON = (
     exc.StoreFullError,
 )
 NAMED = (exc.NameNotFoundError, exc.NameExistsError)
-# A plain ValueError must have one of these messages: those of `seal` and `abort` for a closed window, and that of
+# The message of a plain ValueError must contain one of these texts: `seal` and `abort` use them for a closed window,
 # `init` for another store.
 REFUSALS = ("aborted", "closed", "sealed already", "gone", "not to its forked children", "uses <Store")
 SIZES = (0, 3, 60, 700, 5_000, 40_000, 200_000)
@@ -64,7 +65,7 @@ SHM = "/dev/shm"
 
 
 class Struck(Exception):
-    """An exception that a signal handler with a timeout raises during a call."""
+    """An exception that the signal handler raises during a call, as a handler for a timeout would."""
 
 
 # ---- values that can be verified without a reference copy
@@ -96,7 +97,7 @@ def wrong(kind, n, got):
     """Return a description of a wrong value, or None."""
     want = make(kind, n)
     if kind == "window":
-        # In-band pickles return bytes.
+        # A window that was pickled in-band comes back as bytes.
         fine = isinstance(got, memoryview | bytes) and bytes(got) == want
     elif isinstance(want, np.ndarray):
         fine = isinstance(got, np.ndarray) and got.shape == want.shape and bool((got == want).all())
@@ -188,7 +189,8 @@ class Storm:
         main = threading.current_thread() is self.main
         exposed = self.exposed
         self.under_way[key] = what, began, limit
-        # The handler raises only between these two lines, and no instruction between call and assignment can be interrupted.
+        # The handler raises only while `self.exposed` is true. Python cannot be interrupted between call and
+        # assignment.
         try:
             if main:
                 self.exposed = not self.inside
@@ -216,7 +218,7 @@ class Storm:
             self.fail(what, error)
 
     def watch(self):
-        """Prevent the C watchdog from ending the program while no call has exceeded its time."""
+        """Keep the C watchdog from ending the program as long as no call has exceeded its time limit."""
         while not self.stop.wait(0.5):
             now = time.monotonic()
             for what, began, limit in list(self.under_way.values()):
@@ -252,7 +254,7 @@ class Storm:
             self.keep(rng, (ref, kind, n))
 
     def op_put_of_views(self, rng):
-        """Put an array that lies in the store, so that the new object refers to it."""
+        """Put an array whose memory is in the store, so that the new object refers to that memory."""
         found = self.views[rng.randrange(len(self.views))]
         if found is not None:
             kind, n, value = found
@@ -304,7 +306,7 @@ class Storm:
         if fine:
             self.check(kind, n, got)
             if mode == "c" and isinstance(got, np.ndarray) and got.size:
-                got[...] = -1  # private
+                got[...] = -1  # mode "c": no other reader sees this write
             else:
                 self.view(rng, kind, n, got)
         if fine and mode == "r" and rng.random() < 0.1:
@@ -362,7 +364,7 @@ class Storm:
         elif act < 0.75:
             self.call("abort", pyray_ser.abort, window)
         elif act < 0.9:
-            # Let other threads wait for the object.
+            # Leave the window to other threads, which may wait for its object.
             self.windows[rng.randrange(len(self.windows))] = window
             if ref is not None:
                 self.call("get unsealed", pyray_ser.get, ref, timeout=0.005, limit=0.005)
@@ -397,7 +399,7 @@ class Storm:
                 self.check(*entry[1:], got)
 
     def op_pickle(self, rng):
-        """Pickle a reference outside of any scope, which holds the object until that is freed."""
+        """Pickle a reference outside of any scope: the pickle then keeps the object alive until `free`."""
         entry = self.entry(rng)
         if entry is None:
             return
@@ -487,8 +489,8 @@ class Storm:
 
     def op_await(self, rng):
         entry = self.entry(rng)
-        # An event loop would replace the wake-up descriptor of signals, and a Struck raised in asyncio does not test
-        # this library.
+        # In the main thread, an event loop would replace the wake-up descriptor of signals, and an exception that the
+        # signal handler raises inside asyncio would not test this library.
         if entry is None or self.inside or threading.current_thread() is self.main:
             return
 
@@ -515,7 +517,7 @@ class Storm:
             self.call("is_initialized", pyray_ser.is_initialized)
 
     def op_engine(self, rng):
-        """Make the calls of the command-line tools on a handle that other threads may close meanwhile."""
+        """Make the calls that the command-line tools make, on a store handle that other threads may close meanwhile."""
         found = pyray_ser._core.default()
         if found is not None:
             what = rng.choice(
@@ -613,7 +615,7 @@ class Storm:
             time.sleep(0.002)
         self.fail(f"{what} does not end")
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGUSR1)  # faulthandler
+            os.kill(pid, signal.SIGUSR1)  # makes faulthandler print the tracebacks
             time.sleep(1)
             os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -774,7 +776,7 @@ class Storm:
         flag.close()
         self.settle()
         if folder is not None:
-            pyray_ser._core.spill_clean(folder, False)  # removes files of killed processes
+            pyray_ser._core.spill_clean(folder, False)  # removes the spill files of killed processes
             left = [os.path.join(top, name) for top, _, names in os.walk(folder) for name in names]
             if left:
                 self.fail(f"files are left in the spill directory: {left}")
@@ -788,7 +790,7 @@ class Storm:
             self.fail(threading.current_thread().name, error)
 
     def settle(self):
-        """Drop all references: the store must be consistent and empty, and then be removed."""
+        """Drop all references, and check that the store is consistent and empty, and that it is then removed."""
         for kind_n_value in self.views:
             if kind_n_value is not None:
                 self.check(*kind_n_value)
@@ -797,7 +799,7 @@ class Storm:
         kind_n_value = None
         gc.collect()
         gc.collect()
-        # A put before `init` may have opened another store than that of this round.
+        # A put that ran before `init` may have opened another store than the one of this round.
         found = pyray_ser._core.default()
         if found is not None:
             self.settle_store(found)
@@ -845,7 +847,7 @@ def measure():
     with open("/proc/self/maps") as file:
         maps = file.read().splitlines()
     shared = [line for line in maps if SHM in line or "memfd:" in line]
-    store_directory = os.path.basename(os.environ["PYRAY_SER_STORE_DIR"])  # other programs use other entries
+    store_directory = os.path.basename(os.environ["PYRAY_SER_STORE_DIR"])  # ignore the entries of other programs
     files = sorted(name for name in os.listdir(SHM) if name.startswith(store_directory))
     return descriptors, shared, len(maps), threading.active_count(), files
 
@@ -861,13 +863,13 @@ def children():
 def compare(storm, before, number):
     end = time.monotonic() + 20
     while threading.active_count() > before[3] and time.monotonic() < end:
-        time.sleep(0.01)  # the watcher thread ends when it is no longer needed
+        time.sleep(0.01)  # the watcher thread ends by itself when it is no longer needed
     after = measure()
     if after[0] != before[0]:
         storm.fail(f"descriptors: {sorted(set(after[0].items()) ^ set(before[0].items()))}")
     if len(after[1]) > len(before[1]):
         storm.fail(f"maps of stores are left: {after[1]}")
-    # Arenas and thread stacks remain once, but maps that every round leaks accumulate.
+    # Malloc arenas and thread stacks add a bounded number of mappings; a leak in every round exceeds this limit.
     if after[2] > before[2] + 150:
         storm.fail(f"{after[2]} maps, {before[2]} at the start")
     if after[3] > before[3]:
@@ -892,7 +894,7 @@ def main():
         if isinstance(seen.exc_value, Struck)
         else storm.fail(f"unraisable in {seen.object!r:.100}", seen.exc_value)
     )
-    # Create all permanent resources before the first measurement.
+    # Before the first measurement, create all resources that stay until the process ends.
     rng = random.Random(0)
     storm.open()
     for _ in range(5):

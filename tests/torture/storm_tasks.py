@@ -1,12 +1,11 @@
-"""Storm over tasks and actors: finalizers, signals, forks, kills and exceptions interfere at random lines of the
-package.
+"""Stress-test tasks and actors: finalizers, signals, forks, kills and exceptions interfere at random lines.
 
 Usage: python -P storm_tasks.py SECONDS SEED
 
-A trace function counts the lines of `pyray_ser.tasks` that the main thread runs and interferes at a random one: it makes a
-call as a signal handler or finalizer would, forks, kills a worker or an actor, or raises as a handler with a timeout would.
-Each round checks that no result and no item is lost. A watchdog ends the program with a traceback if a call takes too long.
-At the end no descriptor, thread or process may be left.
+A trace function counts the lines of `pyray_ser.tasks` that the main thread runs and interferes at a random one: it
+makes a call as a signal handler or finalizer would, forks, kills a worker or an actor, or raises an exception as a
+handler for a timeout would. Each round checks that no result and no item is lost. A watchdog ends the program with a
+traceback if a call takes too long. At the end no descriptor, thread or process may be left.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ DIED = (WorkerDiedError, TaskCancelledError)
 
 
 class Struck(Exception):
-    """An exception that a signal handler with a timeout raises during a call."""
+    """An exception that is raised during a call, as a signal handler for a timeout would do."""
 
 
 @ray.remote
@@ -55,7 +54,7 @@ class Actor:
 
 
 class Garbage:
-    """An object whose finalizer makes a call."""
+    """An object whose finalizer calls a remote function."""
 
     def __init__(self, storm):
         self.cycle, self.storm = self, storm
@@ -238,7 +237,7 @@ def children():
 def main():
     seconds, seed = float(sys.argv[1]), int(sys.argv[2])
     ray.init(num_workers=2)
-    # Create all permanent resources before the first measurement.
+    # Before the first measurement, create all resources that stay until the process ends.
     ray.get(same.remote(0))
     ray.tasks.shutdown()
     gc.collect()

@@ -1,7 +1,7 @@
 /*
  * Tests that damaged bytes in shared memory, a message or a locator cause an error or a result, but never a crash.
  *
- * There are three targets, each of which gets mutations of valid bytes. Use the address sanitizer.
+ * There are three targets, each of which gets mutations of valid bytes. Build it with the address sanitizer.
  *   form     the stored form of an object (header, table of buffers), read while another thread flips its bytes
  *   ids      object ids, tokens and locators that a message may carry, against a healthy store
  *   tables   a whole segment with damaged tables: attaching refuses it, or it can be listed, checked, read and freed
@@ -18,7 +18,7 @@ static uint64_t runs_wanted(uint64_t few, uint64_t many)
     return text && *text ? many : few;
 }
 
-/* Return a value that breaks comparisons and sums more often than a random value. */
+/* Return a value that exposes faulty comparisons and sums more often than a random value does. */
 static uint64_t nasty(uint64_t *rng)
 {
     static const uint64_t edges[] = {0, 1, 31, 32, 63, 64, 4095, 4096, INT32_MAX, UINT32_MAX, INT64_MAX, UINT64_MAX};
@@ -80,7 +80,7 @@ static void make_form(uint8_t *to)
     prs_format_write_header(to, FORM_SIZE, 100, BUFFERS);
 }
 
-/* Read the form as a get does: if it passes the checks, touch every byte. */
+/* Read the form as `get` does: if it passes the checks, touch every byte. */
 static uint64_t read_form(const uint8_t *bytes, uint64_t have)
 {
     prs_header h;
@@ -187,7 +187,7 @@ TEST(damaged_ids)
             }
             break;
         case 1:
-            if (prs_ref(s, &id) == PRS_OK) { /* the serial identifies the object of a slot */
+            if (prs_ref(s, &id) == PRS_OK) { /* only the right serial may find the object in a slot */
                 found += id.serial != kept.serial || id.slot != kept.slot || id.store != kept.store;
                 prs_unref(s, &id);
             }
@@ -215,7 +215,7 @@ TEST(damaged_ids)
             CHECK(prs_flights(s, &cursor, flight, 2, &e) <= 1);
             cursor = (uint32_t)nasty(&rng);
             CHECK(prs_list(s, &cursor, record, 2) <= 1);
-            if (n % 1024 == 7) { /* pids without a process, descriptors of other files */
+            if (n % 1024 == 7) { /* a pid may belong to no process, a descriptor to another file */
                 prs_store *none = NULL;
                 int rc = prs_attach_pid(&none, (int32_t)nasty(&rng), (int)nasty(&rng), nasty(&rng), NULL, &e);
                 CHECK(rc < 0 && !none);
@@ -235,7 +235,7 @@ TEST(damaged_ids)
 
 /* ---- whole segments ------------------------------------------------------------------------------------------------- */
 
-/* Runs that found errors earlier. */
+/* Seeds of runs that found errors earlier. */
 static const uint64_t regressions[] = {1072, 1132, 1144};
 
 static void use(prs_store *s, uint64_t *rng)
@@ -284,10 +284,10 @@ static void build(const char *path, uint64_t *data_off)
     CHECK_EQ(prs_name_bind(s, "weights", 7, &b, &e), PRS_OK);
     CHECK_EQ(prs_token_take(s, &c, PRS_TOKEN_STICKY, &token), PRS_OK);
     *data_off = s->super->data_off;
-    _exit(0); /* without closing, as after a crash */
+    _exit(0); /* exit without closing the store, as after a crash */
 }
 
-/* Return a random offset in the used parts of the tables, because large parts were never used. */
+/* Return a random offset in the used parts of the tables; large parts of the tables are unused. */
 static uint64_t somewhere(const prs_super *p, uint64_t *rng)
 {
     const struct {
@@ -323,7 +323,7 @@ static void one_segment(const char *path, uint8_t *map, const uint8_t *image, ui
         _exit(7);
     }
     use(s, &rng);
-    _exit(0); /* not closed: the next client must refuse a forged list of extents */
+    _exit(0); /* exit without closing the store: the next client must refuse a forged list of extents */
 }
 
 TEST(damaged_tables)

@@ -25,7 +25,7 @@ static const char *const state_name[] = {"magazines filled", "magazines empty", 
 static char spill_dir[64];
 static struct {
     uint64_t kills, steps, wrong;
-    uint64_t longest; /* ns of the longest call of the survivor after a death */
+    uint64_t longest; /* duration of the survivor's longest call after a death, in ns */
 } total;
 
 /* ---- the witness ---------------------------------------------------------------------------------------------- */
@@ -62,7 +62,7 @@ static struct witness call_witness(prs_store *s, const prs_oid *seen)
         uint64_t was[SEEN];
         for (int i = 0; i < SEEN; i++) {
             CHECK_EQ(prs_pin(s, &seen[i], &view[i]), PRS_OK);
-            prs_unref(s, &seen[i]); /* only the view holds it */
+            prs_unref(s, &seen[i]); /* now only the view keeps the object alive */
             was[i] = hash(view[i].data, view[i].size);
         }
         char verdict = 'y';
@@ -109,7 +109,7 @@ static pid_t make_victim(struct stage *c, const operation *op, bool warm)
         op->ready(c);
         if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0)
             _exit(9);
-        raise(SIGSTOP); /* instructions are counted from here on */
+        raise(SIGSTOP); /* the parent counts instructions from here on */
         op->act(c);
         raise(SIGSTOP);
         _exit(8);
@@ -141,12 +141,12 @@ struct scene {
     struct witness witness;
     prs_stats before;
     enum state state;
-    const char *stopped_at; /* the point at which another client is stopped meanwhile, or NULL */
+    const char *stopped_at; /* the failpoint at which another client is stopped meanwhile, or NULL */
 };
 
 static const char *wrong;
 
-/* Measure the time of a call of the survivor, which must not take more than a second. */
+/* Measure how long a call of the survivor takes; more than a second is an error. */
 #define TIMED(call)                                   \
     do {                                              \
         uint64_t start_ = test_now_ns();              \
@@ -161,7 +161,7 @@ static const char *wrong;
 static void leave_unburied(prs_store *s)
 {
     pid_t pid = fork();
-    if (pid == 0) { /* in a full store some of these calls fail */
+    if (pid == 0) { /* if the store is full, some of these calls fail */
         prs_draft d;
         prs_oid id;
         (void)try_put(s, 100, 1, &id, &ignored);
@@ -186,7 +186,7 @@ static pid_t stop_another(struct scene *c)
             prs_draft d;
             if (try_put(s, 100, 1, &a, &ignored) < 0 || try_put(s, 90000, 1, &b, &ignored) < 0 ||
                 prs_alloc(s, 64, PRS_ALLOC_ORDERED, &d, &ignored) < 0)
-                _exit(0); /* a full store */
+                _exit(0); /* the store is full */
             (void)prs_add_edge(s, &d, &a, &ignored);
             (void)prs_seal(s, &d, &ignored);
             prs_view v;
@@ -223,7 +223,7 @@ static void survive(struct scene *c, const operation *op, pid_t stopped)
     int rc;
     if (!witness_agrees(&c->witness))
         wrong = "bytes under a view changed";
-    if (stopped) { /* another client is stopped; a call that waits for it must report it */
+    if (stopped) { /* a call that waits for the stopped client must report it */
         prs_oid id;
         TIMED(rc = try_put(s, 500, 3, &id, &e));
         if (rc == PRS_OK && (verify(s, &id, 500, 3) != PRS_OK))
@@ -242,7 +242,7 @@ static void survive(struct scene *c, const operation *op, pid_t stopped)
     TIMED(rc = prs_check(s, &e));
     if (rc != PRS_OK)
         wrong = e.what[0] ? strdup(e.what) : "prs_check failed";
-    TIMED(rc = prs_flights_end(s, 0, 0, &e)); /* the victim's messages are lost */
+    TIMED(rc = prs_flights_end(s, 0, 0, &e)); /* no process can receive the victim's messages any more */
     if (rc < 0)
         wrong = "prs_flights_end failed";
     prs_oid id, large;
@@ -292,7 +292,7 @@ static void die_at(struct scene *c, const operation *op, trace *t, uint64_t n, b
         total.wrong++;
         fprintf(stderr, "     %s, %s%s%s, killed after %llu instructions: %s\n", op->name, state_name[c->state],
                 stopped ? ", another stopped at " : "", stopped ? c->stopped_at : "", (unsigned long long)n, wrong);
-        if (!record && n && getenv("PRS_TORTURE_VERBOSE")) /* relative addresses, for addr2line */
+        if (!record && n && getenv("PRS_TORTURE_VERBOSE")) /* print a relative address, for addr2line */
             fprintf(stderr, "     at +0x%llx\n",
                     (unsigned long long)(t->where[n - 1] - (uintptr_t)&__executable_start));
     }
@@ -320,7 +320,7 @@ static void open_scene(struct scene *c, const operation *op, enum state state, c
     c->witness = call_witness(c->stage.s, c->seen);
     prs_oid warm = put(c->stage.s, 200, 1);
     prs_token token;
-    CHECK_EQ(prs_token_take(c->stage.s, &warm, PRS_TOKEN_ONCE, &token), PRS_OK); /* publishes the table of links */
+    CHECK_EQ(prs_token_take(c->stage.s, &warm, PRS_TOKEN_ONCE, &token), PRS_OK); /* publishes the first links */
     prs_token_drop(c->stage.s, &warm, &token);
     prs_unref(c->stage.s, &warm);
     prs_deferred_run_all(c->stage.s);
@@ -341,13 +341,13 @@ static void close_scene(struct scene *c)
     close_store(s);
 }
 
-/* Return whether stepping to this step from its landmark is cheap. */
+/* Return whether single-stepping from the landmark to this step takes little time. */
 static bool cheap(const trace *t, uint64_t n)
 {
     return t->length <= 1500 || (n && t->landmark[n - 1] && n - t->landmark[n - 1] < 200);
 }
 
-/* Kill at `points` steps, distributed over the operation, or at every step if it has fewer. */
+/* Kill the victim at `points` steps, distributed over the operation, or at every step if it has fewer. */
 static void walk(const operation *op, enum state state, const char *stopped_at, uint64_t points)
 {
     struct scene c;
@@ -372,7 +372,7 @@ static void prepare(void)
 {
     if (SANITIZED)
         SKIP("a sanitizer's instructions are not the engine's");
-    /* Survivor and victim alternate, which takes a tenth of the time if both use the same CPU. */
+    /* Run survivor and victim on the same CPU: they take turns, which is then ten times as fast. */
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(sched_getcpu(), &one);

@@ -1,7 +1,7 @@
 /*
- * Tests that set one word of the tables of a store at a time to an impossible value and then use the store: calls
- * may fail, but must neither crash nor hang.  PRS_TORTURE=1 tests all words; otherwise the words at which searches
- * begin and a sample of the others are tested.
+ * Tests that set one word in the tables of a store to an impossible value and then use the store: calls may fail,
+ * but must neither crash nor hang.  PRS_TORTURE=1 tests all words; otherwise the words at which searches begin and a
+ * sample of the others are tested.
  */
 #include "corpses.h"
 
@@ -27,7 +27,7 @@ static void fill(void)
     prs_token token;
     CHECK_EQ(prs_token_take(s, &kept[5], PRS_TOKEN_ONCE, &token), PRS_OK);
     CHECK_EQ(prs_name_bind(s, "word", 4, &kept[6], &e), PRS_OK);
-    for (int i = 0; i < 6; i++) { /* holes between extents */
+    for (int i = 0; i < 6; i++) { /* leave holes between extents */
         prs_oid id = put(s, 30000, 1), other = put(s, 20000, 1);
         prs_unref(s, &id);
         if (i % 2)
@@ -122,7 +122,7 @@ static void try_value(const char *what, uint8_t *base, uint64_t at, uint32_t val
     }
 }
 
-/* Change every `step`th word, to each of the values in turn. */
+/* Change every `step`th word; use the values in turn. */
 static void damage(const char *what, void *base, uint64_t len, uint64_t step)
 {
     static uint32_t turn;
@@ -130,7 +130,7 @@ static void damage(const char *what, void *base, uint64_t len, uint64_t step)
         try_value(what, base, at, values[turn++ % VALUES]);
 }
 
-/* Change every word at which searches begin, to each of the values. */
+/* Change every word at which searches begin; try all values for each. */
 static void damage_fully(const char *what, void *base, uint64_t len)
 {
     for (uint64_t at = 0; at + 4 <= len; at += 4)

@@ -1,5 +1,4 @@
-"""Test that unsupported interpreters raise a clear ImportError, without a crash and without harm to the main
-interpreter."""
+"""Test that unsupported interpreters raise a clear ImportError and do no harm to the main interpreter."""
 
 import re
 import subprocess
@@ -7,7 +6,7 @@ import sys
 
 import pytest
 
-# The module changed its name and its return values between 3.11 and 3.13; all versions have `run_string`.
+# The module for subinterpreters changed its name and return values up to Python 3.13, but always has `run_string`.
 CHILD = """
 import sys
 try:

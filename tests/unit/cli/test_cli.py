@@ -1,4 +1,4 @@
-"""Test the command `pyray-ser` on stores in use and on stores whose processes have all crashed."""
+"""Test the command `pyray-ser` with stores in use and with stores whose processes have all crashed."""
 
 import json
 import os
@@ -31,7 +31,7 @@ PRIMER = f"import sys; sys.argv[:1] = ['-c']; exec({OWNER!r})"
 
 
 class Owner:
-    """A process that has a named store with 10 objects of 4 MB in 32 MiB, one of them viewed, and a named object."""
+    """A process with a named store of 32 MiB that holds 10 objects of 4 MB (one of them viewed) and a named object."""
 
     def __init__(self, spill_dir):
         self.name = f"test-{uuid.uuid4().hex}"
@@ -59,7 +59,7 @@ def timeless(records):
 
 @pytest.fixture
 def folder():
-    """Return a directory on a disk; /tmp may be in memory."""
+    """Return a directory on a disk, because /tmp may be a file system in memory."""
     import shutil
     import tempfile
 
@@ -216,7 +216,7 @@ def test_a_store_is_found_by_id_pid_and_path(owner):
     found = answer("stat", owner.name)
     for word in (found["id"], found["id"][:8].upper(), str(owner.pid), owner.path):
         assert answer("stat", word)["id"] == found["id"]
-    # This command reads all stores of this user; other stores may appear, disappear or be damaged meanwhile.
+    # This command reads all stores of this user, of which some may appear, disappear or be damaged meanwhile.
     everything = subprocess.run(
         [sys.executable, "-P", "-m", "pyray_ser", "stat", "--json"], capture_output=True, env=environment()
     )
@@ -396,7 +396,7 @@ def test_bench_pool_measures_both(capsys):
     figures = json.loads(capsys.readouterr().out)
     assert figures["mb"] == 16 and set(figures["seconds"]) == set(figures["memory"]) == {"before", "after"}
     assert all(seconds > 0 for seconds in figures["seconds"].values())
-    # The memory must include at least the table.
+    # The memory must be at least the size of the table.
     assert all(memory > 16 << 20 for memory in figures["memory"].values())
     assert cli.main("bench pool --workers 0".split()) == 2
     assert "--workers" in capsys.readouterr().err

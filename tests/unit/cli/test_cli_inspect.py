@@ -1,4 +1,4 @@
-"""Test `pyray-ser inspect`: its exit status, the forms of its output, and errors of one line."""
+"""Test `pyray-ser inspect`: exit status, output formats, and error messages of one line."""
 
 import json
 import os

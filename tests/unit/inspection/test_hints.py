@@ -1,5 +1,4 @@
-"""Test that wrong hints about the place of a store, from the environment or other sources, are not trusted and do no
-harm."""
+"""Test that wrong hints about the location of a store, for example in the environment, do no harm."""
 
 import os
 import subprocess
@@ -46,7 +45,7 @@ STRANGE = [
     "1:1:1:1:" + "x" * 5000,
     "1:1:1:1:relative",
     "1:1:1:1:\udcff\udcfe",
-    "\u0661:\u0662:\u0663:\u0664:",  # int() accepts these digits
+    "\u0661:\u0662:\u0663:\u0664:",  # int() accepts these non-ASCII digits
     "1:1:1:1e5:",
 ]
 
@@ -62,7 +61,7 @@ def test_a_hint_that_makes_no_sense_is_passed_over(hint):
 
 
 def test_a_hint_with_one_part_wrong_finds_nothing_else():
-    """If one part of a hint is wrong, only the identity decides which store is found."""
+    """If one part of a hint is wrong, a process finds the store whose identity is in the hint, or none."""
     script = """
         import os, subprocess, sys
         import pyray_ser
@@ -79,8 +78,8 @@ def test_a_hint_with_one_part_wrong_finds_nothing_else():
         print(child(f"{other}:{pid}:{start}:{fd}:{path}"), child(f"{ident}:{pid}:{int(start) + 1}:{fd}:{path}"),
               child(f"{ident}:1:{start}:{fd}:{path}"), child(f"{ident}:{pid}:{start}:0:{path}"))
     """
-    # The start time of a process differs in another time namespace. If the descriptor is wrong, the other descriptors
-    # of that process are searched.
+    # A wrong start time is accepted, because a process has another start time in another time namespace. If the
+    # descriptor is wrong, the other descriptors of that process are searched.
     assert run(script) == "False True False True"
 
 
@@ -107,7 +106,7 @@ def test_a_path_of_another_store_is_not_taken_for_it(tmp_path):
 
 
 def test_core_dumps_leave_the_data_out():
-    """Every mapping of a store, of a spill file and of a private copy of one is excluded from core dumps."""
+    """Core dumps exclude every mapping of a store or a spill file, and every private copy-on-write mapping."""
     script = """
         import os, tempfile
         import numpy as np

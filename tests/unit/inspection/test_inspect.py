@@ -487,7 +487,7 @@ def test_depth_is_no_limit():
     for _ in range(20_000):
         linked = Box(next=linked)
     assert only(linked).obj is LOCK
-    while obj is not LOCK:  # release it step by step, because deallocation would recurse
+    while obj is not LOCK:  # take the chain apart from outside in: freeing it as a whole would recurse too deeply
         obj = obj[0]
 
 
@@ -571,7 +571,7 @@ def test_the_zoo_is_named_by_the_animals_and_not_by_their_innards():
             assert failure.parent is holder.it, kind
             assert failure.hint, kind
             if kind != "handler" and kind != "weak dict":
-                assert "register_serializer(" not in failure.hint, kind  # a specific hint, not the general one
+                assert "register_serializer(" not in failure.hint, kind  # not the general hint
         assert {f.obj for f in inspect(list(animals.values())) if f.obj is animals["socket"]}
         assert len(inspect(list(animals.values()))) == len(animals)
     finally:
@@ -629,7 +629,7 @@ def test_weak_proxy():
 
 
 class Proxy:
-    """A proxy as in many libraries, which forwards every attribute, including __class__, to the wrapped object."""
+    """A proxy like those of many libraries: it forwards every attribute, including __class__, to the wrapped object."""
 
     def __init__(self, behind):
         object.__setattr__(self, "_behind", behind)
@@ -643,7 +643,7 @@ class Proxy:
 
 
 def test_proxy_that_gives_itself_out_as_another_class():
-    """No pickler can pickle this proxy; the wrapped object may also fail."""
+    """The inspector reports the proxy, which no pickler can pickle, and also any lock inside the wrapped object."""
     import pyray_ser
 
     for behind, paths in (Box(), ["[0]"]), (Box(lock=LOCK), ["[0]", "[0]._behind.lock"]):
@@ -652,7 +652,7 @@ def test_proxy_that_gives_itself_out_as_another_class():
         assert [failure.path for failure in failures] == paths
         assert failures[0].obj is proxy and "wrong class" in failures[0].error
         for write in (pickle.dumps, pyray_ser.dumps):
-            # The pickler of 3.14 uses a different message.
+            # The pickler of Python 3.14 words the message differently.
             with pytest.raises(pickle.PicklingError, match=r"wrong class|must be <class '.*Box'>"):
                 write([proxy])
         with pytest.raises(TypeError, match=r"wrong class \(at \[0\]\)"):
@@ -834,7 +834,7 @@ def test_serialization_error_gives_the_path_once():
         task, TypeError("cannot pickle '_thread.lock' object (at .__closure__[0].__reduce__()[0].cache[0])")
     )
     assert str(error) == "cannot pickle '_thread.lock' object (at task -> closure 'cfg' -> .cache[0])"
-    # If the second attempt does not fail, the message of the pickler is used.
+    # If the inspector finds nothing wrong with the object, the error keeps the message of the pickler.
     error = serialization_error([1], TypeError("cannot pickle '_thread.lock' object (at [3])"))
     assert str(error) == "cannot pickle '_thread.lock' object (at [3])"
     assert error.path == "[3]"

@@ -1,4 +1,5 @@
-"""Test deep and large structures: the inspector uses no recursion and linear time, and counts bytes once."""
+"""Test that the inspector needs no recursion and only linear time for deep and large structures, and counts bytes
+once."""
 
 import io
 import json
@@ -55,7 +56,7 @@ def test_the_way_from_the_top_to_the_bytes_is_found_however_deep_they_are():
 
 
 def test_the_work_grows_as_the_structure_does():
-    """The work is counted in steps of the walk and parts of paths, not in seconds."""
+    """The test counts the steps of the walk and the parts of paths instead of measuring seconds."""
     from pyray_ser.inspection import path
 
     counted = []

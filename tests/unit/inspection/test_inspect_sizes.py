@@ -1,4 +1,4 @@
-"""Test sizes by path: their sums match the pickler, with three kinds of bytes, captures, and three forms of output."""
+"""Test sizes by path: sums that match the pickler's, kinds of bytes, captured values, and output formats."""
 
 import html.parser
 import json

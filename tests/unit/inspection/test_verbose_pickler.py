@@ -140,7 +140,7 @@ def values():
 def test_streams_equal_the_compiled_pickler(kind, protocol):
     value = values()[kind]
     if kind == "instances" and protocol < 2:
-        value = [item for item in value if type(item) is not Slots]  # cannot be pickled there
+        value = [item for item in value if type(item) is not Slots]  # these protocols cannot pickle such instances
     mine = dumps(value, protocol)
     theirs = pickle.dumps(value, protocol)
     assert pickletools.optimize(mine) == pickletools.optimize(theirs)
@@ -335,7 +335,7 @@ def test_deep_nesting():
 
 
 def reach(most):
-    """Return how deeply this thread can recurse from here, at most `most` calls."""
+    """Return how many nested calls this thread can still make, at most `most`."""
     try:
         return 1 + reach(most - 1) if most else 0
     except RecursionError:
@@ -432,7 +432,7 @@ def test_a_recursion_limit_that_foreign_code_sets_stays():
 def test_endless_foreign_code_is_an_error_at_any_depth():
     class Endless:
         def __getattr__(self, name):
-            return getattr(self, name + "_")  # through C code, so it uses the C stack
+            return getattr(self, name + "_")  # each call goes through C code, so it uses the C stack
 
         def __reduce__(self):
             return self.nothing
@@ -510,7 +510,7 @@ def test_log_is_seen_without_any_configuration():
 
 
 def test_a_tracer_steps_into_it():
-    """A debugger needs the Python frames of `save`, nested in the same way as the data."""
+    """A debugger sees one Python frame of `save` for each level of the data."""
     depths = []
 
     def trace(frame, event, arg):

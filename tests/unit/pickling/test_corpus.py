@@ -34,7 +34,7 @@ def by_store_copy_on_write(value):
 
 
 def twice_by_store(value):
-    return by_store([by_store(value)])[0]  # the second value refers to the large buffers of the first
+    return by_store([by_store(value)])[0]  # the second object refers to large buffers of the first
 
 
 def by_bytes(value):

@@ -1,4 +1,4 @@
-"""Test that code that sets the state of an array's dtype does not change other arrays of that dtype."""
+"""Test that setting the state of one array's dtype does not change other arrays of that dtype."""
 
 import pickle
 
@@ -49,7 +49,7 @@ def test_a_second_state_stays_with_the_dtype_that_got_it(name):
 
 
 def test_the_dtype_of_a_whole_call_is_its_own():
-    # The dtype in the call of an array is in the memo, where the stream can fetch it.
+    # The dtype that a stream passes to the array's constructor is in the memo, so later opcodes can fetch it.
     array = np.arange(3.0).astype(">f8")
     stream = _unpickle_dumps(array)
     first, second = _unpickle.loads(stream), _unpickle.loads(stream)
@@ -73,7 +73,7 @@ def _unpickle_dumps(value):
         ("<U4", (3, "<", None, None, None, 16, 1, 0)),
         ("<U4", (3, ">", None, None, None, 16, 4, 0)),
         ("|S10", (3, "|", None, None, None, 10, 1, 0x3F)),
-        ("<f8", (3, ">", None, None, None, -1, -1, 0)),  # one of numpy's singleton dtypes: the state has no effect
+        ("<f8", (3, ">", None, None, None, -1, -1, 0)),  # this dtype is a singleton of numpy: the state has no effect
         ("<f8", (3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, -1, -1, 0x3F)),
         ("|b1", (3, ">", (np.dtype("?"), (1000,)), None, None, -1, -1, 0x3F)),
         (">f8", (3, "<", None, None, None, -1, -1, 0)),
@@ -89,7 +89,7 @@ def test_a_state_given_to_an_arrays_dtype_stays_there(name, given, times):
     dtype = np.dtype(name)
     buffer = bytes(dtype.itemsize)
     stream = stream_of(name)
-    for _ in range(times):  # the second read uses the cache of streams
+    for _ in range(times):  # the second read finds the stream in the cache
         array = _ndarray.from_stream(stream, buffer)
     array.dtype.__setstate__(given)
     for _ in range(3):
@@ -201,7 +201,7 @@ def test_a_title_that_leads_elsewhere_is_refused():
     wanted = np.dtype({"names": ["a", "b"], "formats": ["i4", "i4"], "titles": ["one", "two"]})
     stream = pickle.dumps(wanted, 2)
     assert _unpickle.loads(stream) == wanted
-    # Give `a` the title of `b`, and then a title that no field has, which is allowed only outside safe mode.
+    # Give the field `a` the title of `b`, and then a title that no field has; the latter is allowed outside safe mode.
     state = wanted.__reduce__()[2]
     for one, strict_only in (("two", False), ("three", True)):
         fields = {**state[4], "a": (*state[4]["a"][:2], one)}

@@ -16,7 +16,7 @@ from pyray_ser import reconstruct
 from pyray_ser.inspection.debug_pickler import Pickler
 from pyray_ser.pickling import reducers
 
-SMALL = 4096  # bytes that a stream may hold in-band, apart from the data
+SMALL = 4096  # maximum size of a stream in bytes, without the data
 
 
 def round_trip(value, out_of_band=None):
@@ -190,7 +190,8 @@ class TestStringDType:
         value = np.array(items, dtype).reshape(50, -1)
         stream, buffers = put(value)
         assert len(stream) < SMALL
-        assert sum(map(len, map(bytes, buffers))) < 110_000  # UTF-8, two bytes a length, one a mark; no Python strings
+        # The buffers hold UTF-8 text, two bytes for each length and one byte for each missing mark; no Python strings.
+        assert sum(map(len, map(bytes, buffers))) < 110_000
         self.same(load(stream, buffers), value)
         self.same(round_trip(value[:0], 0), value[:0])
         self.same(pickle.loads(stream, buffers=buffers), value)
@@ -402,7 +403,7 @@ def test_ctypes_arrays():
         back = round_trip(value, ctypes.sizeof(value))
         assert type(back) is cls
         assert bytes(back) == bytes(value)
-        ctypes.memset(back, 0, 1)  # `back` has its own memory
+        ctypes.memset(back, 0, 1)  # this write is allowed, because `back` has its own memory
 
 
 def test_ctypes_arrays_over_arrays():
@@ -472,7 +473,7 @@ def test_a_class_that_is_met_inside_the_import_of_its_reducers_has_none_yet(monk
     real, found = builtins.__import__, []
 
     def importing(name, *args, **kwargs):
-        if name == "pandas.arrays" and not found:  # a finalizer may do this at that point
+        if name == "pandas.arrays" and not found:  # a finalizer may call `find` at this point
             found.append("inside")
             found.append(reducers.find(pandas.Series))
         return real(name, *args, **kwargs)

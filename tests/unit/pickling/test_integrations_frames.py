@@ -122,7 +122,7 @@ def test_pandas_caches_of_columns_stay_where_they_are():
     column = pd.array(range(5), dtype=pd.ArrowDtype(pa.duration("ns")))
     if not hasattr(column, "_dt_day_remainder"):
         pytest.skip("this pandas has no such cache")
-    column._dt_day_remainder  # fills the cache
+    column._dt_day_remainder  # pandas caches a result in the column
     assert column._cache
     back = round_trip(column)
     assert back._cache == {} and back._cache is not column._cache
@@ -196,7 +196,7 @@ def test_arrow_slices_travel_alone(kind, start):
     parent = arrow_arrays()[kind]
     value = parent.slice(start, 500)
     part = parent.get_total_buffer_size() * 500 / N
-    # In addition to the slice, dictionaries and data that pyarrow cannot slice are sent.
+    # In addition to the slice, `put` stores dictionaries and data that pyarrow cannot slice.
     allowed = {"dense union": 20, "run-end encoded": 20}.get(kind, 2.5)
     stream, buffers = put(value)
     moved = sum(buffer.nbytes for buffer in buffers)
@@ -314,7 +314,7 @@ def categories():
     enum = pl.Series("x", words, pl.Enum(["blue", "green", "red", "unused"]))
     keep = pl.Series(
         [f"category {i}" for i in range(5000)], dtype=pl.Categorical(large)
-    )  # the numbers of the categories stay valid as long as the value exists
+    )  # while this series exists, polars keeps the numbers of its categories
     table = pl.DataFrame({"key": np.arange(N) // 5, "a": plain, "b": enum, "n": np.arange(N)})
     struct = table.select(
         pl.when(pl.col("n") % 7 != 0).then(pl.struct("a", "n", "b", pl.struct(pl.col("a").alias("deep")).alias("s")))
@@ -413,7 +413,7 @@ for (stream, buffers), values in zip(saved, expected):
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
 
-    # Of many categories only those in use are sent, so their numbers differ in other processes.
+    # If there are many categories, only those in use are sent, so other processes number them differently.
     assert run("none") == ["True", "False", "True", "True", "True"]
     assert run("others") == ["False", "False", "True", "False", "False"]
 

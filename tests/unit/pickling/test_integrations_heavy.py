@@ -71,7 +71,7 @@ def test_tensors(kind):
         before = value.detach().clone()
         if kind != "expanded":
             back.add_(1) if back.dtype != torch.bool else back.logical_not_()
-        assert torch.equal(value, before)  # no other process sees a write
+        assert torch.equal(value, before)  # the write has not changed the original
 
 
 def test_views_share_one_storage_and_separate_ones_stay_separate():
@@ -133,7 +133,7 @@ def test_what_torch_itself_has_to_pickle():
     assert type(round_trip(mine, in_band=50_000)).__name__ == "Mine"
     result = torch.arange(2000.0, requires_grad=True) * 2
     back = round_trip(result)
-    assert torch.equal(back, result) and back.requires_grad and back.is_leaf  # without history, as with pickle
+    assert torch.equal(back, result) and back.requires_grad and back.is_leaf  # without autograd history, as with pickle
 
 
 # ---- scikit-learn, xarray, Pillow ----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Test that `pickle` and our unpickler read the stream of an array equally, and that hostile streams yield no array."""
+"""Test that `pickle` and our unpickler load the same array from a stream, and load no array from a hostile stream."""
 
 import pickle
 import pickletools
@@ -242,8 +242,8 @@ def test_many_dtype_names_do_not_confuse_the_cache():
 
 
 def test_many_kinds_of_arrays_do_not_confuse_what_is_kept_about_streams():
-    # These are more streams than the cache has entries. Each is read again after others have replaced it, and once more
-    # immediately.
+    # There are more streams than the cache has entries. Each stream is read after others have replaced its entry, and
+    # then once more immediately.
     kinds = [
         np.arange(n * m, dtype=dtype).reshape(n, m) for n in range(1, 8) for m in (1, 2, 300) for dtype in ("f8", ">i2")
     ]
@@ -298,7 +298,7 @@ def test_base_is_the_owner_and_nothing_leaks():
 def test_references_are_balanced():
     array = np.arange(12.0).reshape(3, 4)[:, ::2]
     stream, data = _ndarray.template_put(array)
-    _ndarray.from_stream(stream, data)  # the cache entry of a stream holds its dtype
+    _ndarray.from_stream(stream, data)  # from now on, the cache entry of the stream has a reference to the dtype
     before = sys.getrefcount(array), sys.getrefcount(array.dtype), sys.getrefcount(data)
     for _ in range(100):
         _ndarray.template_put(array)

@@ -14,7 +14,7 @@ from pickler_classes import Box, Changing, Colour, Endless, Locked, Nested, Node
 
 from pyray_ser import _pickle
 from pyray_ser.pickling import (
-    reducers,  # this import connects the pickler with registry and inspector
+    reducers,  # this import connects the pickler with the registry and the inspector
 )
 
 
@@ -45,8 +45,8 @@ def test_200000_nested_containers(dumps, wrap):
         obj = wrap(obj)
     stream = dumps(obj)
     opcode = {list: pickle.EMPTY_LIST, tuple: pickle.TUPLE1, dict: pickle.EMPTY_DICT}[type(inner)]
-    assert 200_001 <= stream.count(opcode) < 200_050  # lengths of frames may hold the same byte
-    while not isinstance(obj, int):  # without recursion
+    assert 200_001 <= stream.count(opcode) < 200_050  # frame lengths may contain the same byte
+    while not isinstance(obj, int):  # unpack without recursion
         obj = obj[1] if isinstance(obj, dict) else obj[0]
 
 
@@ -198,7 +198,7 @@ def test_a_dict_that_grows_under_its_dump(dumps):
 
 @WAYS
 def test_an_object_dropped_by_a_hook_and_its_address_reused(dumps):
-    """The memo must hold its objects, or a new object at the address of a freed one would be written as the old one."""
+    """The memo must keep its objects alive, or it would take a new object at the same address for a freed one."""
     victims = [[object.__new__(Box)] for _ in range(50)]
     fresh = []
 
@@ -208,7 +208,7 @@ def test_an_object_dropped_by_a_hook_and_its_address_reused(dumps):
             fresh.append(["fresh", i])
 
     obj = [victims, Changing(replace), fresh]
-    # A second reference to each victim makes the pickler memoize it.
+    # The pickler memoizes each victim, because there is a second reference to it.
     extra = [*victims]
     obj.insert(1, extra)
     obj[2].action = lambda: (replace(), extra.clear())
@@ -353,7 +353,7 @@ def test_an_interrupt_while_cloudpickle_is_asked_is_raised(monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cloudpickle.cloudpickle, "_PICKLE_BY_VALUE_MODULES", None)  # unknown version
+    monkeypatch.setattr(cloudpickle.cloudpickle, "_PICKLE_BY_VALUE_MODULES", None)  # an unknown version of cloudpickle
     monkeypatch.setattr(cloudpickle, "list_registry_pickle_by_value", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _pickle.dumps(Box)
@@ -471,7 +471,7 @@ def test_a_broadcast_array_is_sent_as_its_base_elements():
 def test_views_of_one_base_share_one_buffer():
     base = np.arange(1000.0)
     stream, buffers = _pickle._put([base, base[10:500], base[::2], base.reshape(10, -1)])
-    assert [len(b) for b in buffers] == [8000, 4000]  # the stepped view has gaps and is gathered
+    assert [len(b) for b in buffers] == [8000, 4000]  # the strided view has gaps, so the pickler copies its elements
     copies = pickle.loads(stream, buffers=buffers)
     assert np.array_equal(copies[1], base[10:500])
     assert np.shares_memory(copies[0], copies[1])
@@ -580,7 +580,7 @@ def test_the_garbage_collector_is_left_alone():
 
 
 def test_keys_seen_in_a_dump_before_the_memo_grew_are_forgotten():
-    """The memo index of a key in one stream must not affect the next stream, even if the memo's table has grown."""
+    """The memo index of a key in one stream must not affect the next stream, even if the memo's table grew."""
     names, keys = [f"name {i}" for i in range(300_000)], ["first", "second", "third"]
     for count in (0, 300_000, 0, 200_000, 5, 100_000, 300_000):
         document = [dict.fromkeys(keys, 0), *names[:count], *(dict.fromkeys(keys, i) for i in range(3))]

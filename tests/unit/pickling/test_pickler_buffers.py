@@ -1,4 +1,4 @@
-"""Test that the buffers of arrays are the same as with `pickle`: PickleBuffer objects of the same views."""
+"""Test that our pickler yields the same buffers of arrays as `pickle`: PickleBuffer objects of the same views."""
 
 import ctypes
 import gc
@@ -77,7 +77,7 @@ def _frozen(array):
 
 
 def answer(exporter, flags):
-    """Return all fields of the buffer that a request with these flags returns, or the type of the error."""
+    """Return all fields of the buffer that a request with these flags returns, or "refused"."""
     view = Buffer()
     try:
         get_buffer(exporter, ctypes.byref(view), flags)
@@ -153,7 +153,7 @@ def test_an_array_changed_since_is_asked_itself(shape, order):
         before = old.tobytes()
         try:
             change(array)
-        except AttributeError:  # not possible without a copy
+        except AttributeError:  # this change is not possible without a copy
             continue
         for flags in REQUESTS:
             assert answer(ours[0], flags) == answer(theirs[0], flags), (change.__name__, flags)

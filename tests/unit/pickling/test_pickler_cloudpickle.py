@@ -39,7 +39,7 @@ FAILING = {
     "cloudpickle_test.py::CloudPickleTest::test_recursion_during_pickling": RECURSION,
     "cloudpickle_test.py::Protocol2CloudPickleTest::test_recursion_during_pickling": RECURSION,
 }
-# This test fails with cloudpickle's own functions, too: later releases of numpy report another module for a ufunc.
+# This test also fails with cloudpickle's own functions: later releases of numpy report another module for a ufunc.
 LEFT_OUT = "test_importing_multiprocessing_does_not_impact_whichmodule"
 # The suite itself skips these tests or expects them to fail.
 SET_ASIDE = {
@@ -92,8 +92,8 @@ def test_what_fails_is_what_must_differ(outcomes):
 def test_nothing_else_is_set_aside(outcomes):
     expected = set(SET_ASIDE)
     if sys.version_info >= (3, 12):
-        # These tests read pickles that older releases wrote with the same Python; no such pickles exist for these
-        # versions.
+        # These tests read pickles that older releases of cloudpickle wrote with the same version of Python, and such
+        # pickles do not exist for newer versions.
         expected |= {name for name in outcomes if name.startswith("test_backward_compat.py")}
     assert {name for name, (outcome, _) in outcomes.items() if outcome == "skipped"} == expected
 
@@ -111,7 +111,7 @@ def again(value, protocol=5):
 def test_type_variable_of_a_function(protocol):
     T = typing.TypeVar("T", bound=int, covariant=True)
     first, second = again([T, T], protocol)
-    assert first is second is T  # cloudpickle tracks it in this process, like a class
+    assert first is second is T  # cloudpickle recognizes its own type variable in this process, as it does for classes
     assert again(typing.AnyStr, protocol) is typing.AnyStr
     assert b"cloudpickle" not in pyray_ser.dumps(typing.AnyStr, protocol)
 
@@ -127,7 +127,7 @@ def test_type_variable_of_main_travels():
     assert T.__constraints__ == (int, str) and generic.__parameters__ == (T,)
 
 
-@pytest.mark.parametrize("protocol", range(2, 6))  # lower protocols cannot pickle slots
+@pytest.mark.parametrize("protocol", range(2, 6))  # protocols 0 and 1 cannot pickle slots
 def test_field_markers_of_dataclasses_keep_their_identity(protocol):
     @dataclasses.dataclass
     class Local:
@@ -199,12 +199,12 @@ def test_bound_methods_whose_name_leads_elsewhere(protocol):
 
 @EVERY_PROTOCOL
 def test_bound_methods_go_by_name(protocol):
-    """Bound methods are written as by the standard library, without references to cloudpickle or the function."""
+    """Bound methods are pickled as by the standard library, without references to cloudpickle or the function."""
     for method in (Methods().plain, Methods.of_class, Methods().of_class):
         assert again(method, protocol)() == method()
         data = pyray_ser.dumps(method, protocol)
         assert b"cloudpickle.cloudpickle" not in data
-        # From protocol 5 on, unneeded opcodes are left out.
+        # In protocol 5, our pickler omits opcodes that are not needed.
         assert protocol == 5 or data == pickle.dumps(method, protocol)
 
 
@@ -229,13 +229,13 @@ def test_module_that_raises_is_no_obstacle(protocol, monkeypatch):
     monkeypatch.setattr(homeless, "__module__", None)
     assert again(homeless, protocol)() == "it works"
     assert any(home.encode() in pyray_ser.dumps(homeless, protocol) for home in homes)
-    # A class that is in no module is pickled by value.
+    # A class that no module contains is pickled by value.
     monkeypatch.setattr(homeless, "__qualname__", "nowhere")
     assert again(homeless, protocol)() == "it works"
 
 
 def test_interrupt_while_modules_are_searched(monkeypatch):
-    # Put the module first, so that the search reaches it before it finds the function.
+    # Make this module the first in `sys.modules`, so that the search reaches it before it finds the function.
     modules = dict(sys.modules)
     sys.modules.clear()
     sys.modules["_interrupting_module"] = Interrupting("_interrupting_module")

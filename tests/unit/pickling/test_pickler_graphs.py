@@ -1,4 +1,5 @@
-"""Test on random graphs that Pickler writes the standard pickler's opcodes and functions restore equal objects."""
+"""Test with random graphs that our Pickler writes the standard pickler's opcodes and that loads restore equal
+objects."""
 
 import io
 import pickle
@@ -70,7 +71,7 @@ def test_dumps_below_protocol_5_is_to_the_letter():
 
 
 def test_what_a_reduction_fetches_from_elsewhere_is_shared():
-    """The pickler writes `held` before a reduction returns the same object again."""
+    """The pickler has already written the list when a reduction returns the same list again."""
     holder = Plain()
     holder.only = ["held"]
     copy = pickle.loads(_pickle.dumps([holder, Navigator(holder)]))

@@ -25,7 +25,8 @@ def test_interrupted_at_each_line(error):
     assert int(said[-1].split()[0]) > 1000
 
 
-# Each exception has every fourth line, which together are all lines: with all lines for each this takes over ten minutes.
+# Each of the four exceptions is raised at every fourth line, so together they cover all lines. With all lines for each
+# exception, this test would take over ten minutes.
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     "error, first", [("KeyboardInterrupt", 1), ("SystemExit", 2), ("MemoryError", 3), ("RecursionError", 4)]

@@ -1,7 +1,7 @@
-"""Test that types of the standard library are written, or cannot be pickled, in every protocol as with `pickle`.
+"""Test that our pickler writes or rejects types of the standard library as `pickle` does, in every protocol.
 
-Protocols 0 and 1 write the class of an object whose type has no reduction, so they write classes that no other protocol
-writes.
+For an object whose type has no reduction, protocols 0 and 1 write its class, so streams in these protocols may contain
+classes that no other protocol writes.
 """
 
 import _csv
@@ -67,7 +67,7 @@ MODULES = [
     "zlib",
 ]
 ARGUMENTS = [(), (5,), ("a",), (b"a",), ([1],), ({},), (int,), (5, 2), ("a", "b"), (len, [1])]
-# These objects are pickled by value, which `pickle` cannot do, or contain functions and classes pickled by value.
+# Our pickler writes these objects by value, which `pickle` cannot do, or they contain such functions and classes.
 BY_VALUE = (
     types.FunctionType,
     types.ModuleType,
@@ -91,7 +91,7 @@ BY_VALUE = (
 )
 # Instances of these types would block, or use descriptors and signals of the test run.
 NOT_MADE = {"FileIO", "socket", "fromfd", "open", "SocketIO"}
-# The interpreter calls or waits for instances of these types before it exits; a second main thread never ends.
+# The interpreter calls instances of these types, or waits for them, before it exits; a second `_MainThread` never ends.
 USED_AT_EXIT = (threading.Thread, weakref.finalize)
 
 
@@ -118,7 +118,7 @@ def instances(cls):
 
 
 def outcome(dumps, obj, protocol):
-    """Return the opcodes without memo opcodes, which protocol 5 may omit, or the class of the error."""
+    """Return the opcodes except memo opcodes, which protocol 5 may omit; if an error occurs, return its class."""
     try:
         stream = dumps(obj, protocol)
     except Exception as error:
@@ -156,7 +156,7 @@ def test_a_lock_is_refused_by_the_first_protocols_as_by_pickle(obj, protocol):
 
 
 def locks_waited_for():
-    """Return how many threads the interpreter waits for before it exits; Python 3.13 counts them elsewhere."""
+    """Return how many threads the interpreter waits for before it exits; always 0 from Python 3.13 on."""
     return len(getattr(threading, "_shutdown_locks", ()))
 
 

@@ -19,7 +19,7 @@ def test_results_of_all_sizes_one_after_the_other(sizes):
     for n in sizes:
         for obj in (
             [1.5] * n,
-            [1.5] * n + [b"x" * 100_000] + [2.5] * n,  # one part is gathered
+            [1.5] * n + [b"x" * 100_000] + [2.5] * n,  # the large bytes are copied only once, into the result
             ["x" * 50_000, [1.5] * n, "y" * 200_000],
         ):
             stream = _pickle.dumps(obj)

@@ -46,7 +46,7 @@ class Cycle:
 
 
 def collected_while(action, work):
-    """Return the result of `work()`; the collector runs `action` in a finalizer at the first allocation in it."""
+    """Return the result of `work()`; at its first allocation, the collector runs `action` in a finalizer."""
     old = gc.get_threshold()
     gc.collect()
     gc.disable()
@@ -243,7 +243,7 @@ def test_a_pickle_buffer_that_is_released_inside_a_finalizer_keeps_its_bytes():
     try:
         back = pickle.loads(collected_while(buffer.release, lambda: pyray_ser.dumps([buffer, collections.deque([1])])))
     except ValueError:
-        return  # released before the pickler reached it
+        return  # the finalizer released the buffer before the pickler reached it
     assert back[0] == b"y" * 100_000
 
 

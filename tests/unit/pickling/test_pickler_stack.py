@@ -1,4 +1,4 @@
-"""Test pickling on small stacks, and the search for the end of the C stack."""
+"""Test pickling on small stacks, and the code that finds the end of the C stack."""
 
 import collections
 import fractions

@@ -1,6 +1,6 @@
 """Run CPython's own pickle tests with this pickler and the standard library's unpicklers.
 
-The suite is that of the running interpreter. `DIFFERENT` names the tests with a different result, each with its reason.
+The suite comes with the running interpreter. `DIFFERENT` names the tests with a different result, each with its reason.
 """
 
 import collections
@@ -28,13 +28,13 @@ DIFFERENT = {
 
 
 def _bound(*bases, **attributes):
-    """Return a test class derived from the abstract ones, without the tests in `DIFFERENT`."""
+    """Return a test class derived from the abstract classes, without the tests in `DIFFERENT`."""
     attributes |= {name: None for name in DIFFERENT if any(hasattr(base, name) for base in bases)}
     return type(bases[0].__name__, (*bases, unittest.TestCase), attributes)
 
 
 class _ObjectDumps:
-    """Pickle through a Pickler object."""
+    """Run the tests with a Pickler object."""
 
     def dumps(self, arg, proto=None, **kwargs):
         f = io.BytesIO()
@@ -46,9 +46,9 @@ class _ObjectDumps:
 
 
 class _FunctionDumps:
-    """Pickle through the module functions."""
+    """Run the tests with the module functions."""
 
-    # The delayed writer is passed to Pickler objects only.
+    # This test passes the delayed writer to Pickler objects only.
     test_framed_write_sizes_with_delayed_writer = None
 
     def dumps(self, arg, protocol=None, **kwargs):
@@ -90,7 +90,7 @@ TestObjects = _bound(
 
 
 class _RaisesContext(type(unittest.TestCase().assertRaises(Exception))):
-    """Give an exception without notes an empty list of notes; it has none if the root object cannot be pickled."""
+    """Give an exception without notes an empty list; there are no notes if the root object itself cannot be pickled."""
 
     def __exit__(self, kind, error, traceback):
         if error is not None and not hasattr(error, "__notes__"):
@@ -101,8 +101,8 @@ class _RaisesContext(type(unittest.TestCase().assertRaises(Exception))):
 class _OwnWords:
     """Compare only the class of an exception.
 
-    From 3.14 on, tests of objects that cannot be pickled compare the wording of messages and of notes about the
-    location. Our messages differ (one note with the path to the object).
+    From Python 3.14 on, tests of objects that cannot be pickled also compare the wording of messages and notes. Ours
+    differ, because one note has the path to the object.
     """
 
     def assertRaises(self, *args, **kwargs):

@@ -127,7 +127,7 @@ def test_subclasses_are_left_alone_unless_asked():
         round_trip(Below(1))
     register(subclasses=True, deserializer=lambda value: Locked(value))
     assert registry.find(Below) is registry.find(Locked)
-    register()  # replaces the registration of the base class
+    register()  # this replaces the registration of the base class
     assert registry.find(Below) is None
 
 

@@ -220,7 +220,7 @@ def test_extension_codes_are_names(app):
     copyreg.add_extension("attacked_app", "CONFIG", 0x7FFFFFF1)
     try:
         code = b"\x84" + struct.pack("<i", 0x7FFFFFF0)
-        loads(stream(code))  # now it is in the cache of objects
+        loads(stream(code))  # this load puts the object into copyreg's cache
         with pytest.raises(UnpicklingError, match="not allowed"):
             loads(stream(code), allow=ALL)
         with pytest.raises(UnpicklingError, match="cannot be changed"):
@@ -428,7 +428,7 @@ def use(value):
 
 
 def test_no_attack_on_numpy_does_more_than_raise():
-    """One process loads all streams and uses the results, and must not crash."""
+    """One process loads all hostile streams and uses the results; it must not crash."""
     pytest.importorskip("numpy")
     cases = "\n".join(f"    ({title!r}, lambda: {code})," for title, code in NUMPY_ATTACKS.items())
     script = (

@@ -49,7 +49,7 @@ Point = collections.namedtuple("Point", "x y")
 
 def _alike(value, protocol=5):
     data = pickle.dumps(value, protocol)
-    for _ in range(3):  # the first load fills the plan, later ones use it
+    for _ in range(3):  # the first load caches a plan for the class, later loads use the plan
         ours, theirs = loads(data), pickle.loads(data)
     return ours, theirs
 
@@ -92,7 +92,7 @@ def test_state_that_contains_its_instance_and_itself():
 
 
 def test_second_build_on_the_same_instance():
-    # (instance, state), where the state contains a second BUILD of the instance
+    # A tuple of an instance and its state; the opcodes of the state contain another BUILD of the same instance.
     data = (
         b"\x80\x05\x8c" + bytes([len(__name__)]) + __name__.encode() + b"\x8c\x05Plain\x93)\x81\x94}\x94("
         b"\x8c\x01a" + b"h\x00}\x8c\x01zK\x07sb" + b"\x8c\x01bK\x02ubh\x01\x86."
@@ -513,7 +513,7 @@ def test_dotted_name_is_allowed_as_it_is():
 def test_extension_codes_pass_the_same_check():
     copyreg.add_extension("os", "system", 79)
     try:
-        loads(b"\x80\x02\x82\x4f.")  # now it is in the cache of copyreg
+        loads(b"\x80\x02\x82\x4f.")  # this load puts the object into copyreg's cache
         for read in _everywhere(b"\x80\x02\x82\x4f.", {"os:path"}):
             with pytest.raises(UnpicklingError, match="os:system"):
                 read()

@@ -1,6 +1,6 @@
 """Test that Python code inside a load (finalizers, hooks, predicates, other threads) does not change the result.
 
-While the unpickler keeps state (a class, a name, a pending container), such code may load other values, start the
+While the unpickler keeps state (a class, a name, an incomplete container), such code may load other values, start the
 collector, read the memo or disable the collector. Each test covers a case that once caused a crash, a wrong value or a
 wrong class.
 """
@@ -40,7 +40,7 @@ def by_name(name, module="reentrancy_zoo"):
 
 
 def make_many(zoo, n):
-    """Return streams of instances of so many classes that loading all of them fills every table."""
+    """Return streams of instances of `n` classes, so that loading all of them fills every cache table."""
     for i in range(n):
         add(zoo, f"Other{i}")
     return [b"\x80\x04" + by_name(f"Other{i}") + b")\x81}\x8c\x01aK\x01sb." for i in range(n)]
@@ -184,7 +184,7 @@ def test_the_memo_can_be_copied_by_a_finalizer_that_a_put_starts(zoo, body, want
 
 
 def test_a_state_that_was_never_a_dict_is_found_as_it_was(zoo):
-    # A finalizer changes the instance between BUILD and the GET of its state.
+    # A finalizer changes the instance between the opcodes BUILD and GET of its state.
     target = []
     add(zoo, "Dying", __del__=lambda self: setattr(target[0], "x", "changed"))
     plain = add(zoo, "Kept", __init__=lambda self: target.append(self))
@@ -263,7 +263,7 @@ def test_a_module_that_another_thread_is_importing_is_waited_for(tmp_path, monke
     def load():
         try:
             found.append(loads(data).kind)
-        except Exception as error:  # the test compares this text
+        except Exception as error:  # the test compares this text with the expected value
             found.append(repr(error))
 
     importer = threading.Thread(target=load)
@@ -326,7 +326,7 @@ def test_a_view_of_what_is_read_stays_valid_when_the_file_keeps_it():
 
 
 def test_threads_that_load_at_the_same_time_read_what_they_would_alone(zoo):
-    """The interpreter switches threads at every point at which Python code runs inside a load."""
+    """The interpreter may switch threads wherever Python code runs inside a load."""
     for i in range(40):
         add(zoo, f"Busy{i}", __setstate__=lambda self, state: self.__dict__.update(state))
         add(zoo, f"Quiet{i}")
@@ -377,7 +377,7 @@ def test_loads_nest_as_deep_as_python_calls(zoo):
 
 
 class RaisesOnce:
-    """A key that equals no other object and has the hash of 5; the first comparison raises."""
+    """A key that has the hash of 5 but equals no other object; its first comparison raises an exception."""
 
     error = None
 

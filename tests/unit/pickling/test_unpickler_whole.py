@@ -1,4 +1,4 @@
-"""Test that array calls and instance fields read as a whole give the same result as opcode by opcode."""
+"""Test that the unpickler's shortcuts, which read a whole array call or all fields of an instance, change no result."""
 
 import enum
 import io
@@ -40,7 +40,7 @@ def written(value):
 
 
 class Overriding(Unpickler):
-    """An unpickler whose find_class is called for each name, so that nothing is read as a whole."""
+    """An unpickler with its own `find_class`, which must be called for each name, so no shortcut applies."""
 
     def find_class(self, module, name):
         return super().find_class(module, name)
@@ -64,7 +64,7 @@ def test_arrays_are_what_numpy_makes_of_them(array):
                 assert one.flags.writeable == other.flags.writeable
         again = loads(stream, buffers=iter(buffers))
         assert same(again if value is array else again[0], array)
-        # in-band bytes can have any alignment
+        # in-band bytes can be at any address, so the array may be unaligned
         inside = _pickle.dumps(value)
         assert same(loads(inside) if value is array else loads(inside)[0], array, aligned=False)
 
@@ -116,7 +116,7 @@ def test_a_list_of_buffers_that_has_been_at_its_end_stays_there():
     given += buffers * 2
     with pytest.raises((UnpicklingError, EOFError)):
         unpickler.load()
-    # an exhausted iterator of buffers stays exhausted
+    # once an iterator of buffers is exhausted, the unpickler asks it for no more
     stream = pickle.dumps([pickle.PickleBuffer(b"a")], 5, buffer_callback=lambda b: None)
     given = [b"x"]
     unpickler = Unpickler(io.BytesIO(stream * 3), buffers=given)
@@ -305,7 +305,7 @@ def test_members_that_come_and_go():
         else:
             assert loads(stream) == expected
         cls._value2member_map_[1] = cls.B
-        # 3.11.0 to 3.11.3 write the names of members into the stream, other versions their values.
+        # Python 3.11.0 to 3.11.3 write the names of members into the stream, other versions write their values.
         assert loads(stream) == pickle.loads(stream)
         cls._value2member_map_[1] = kept
         assert loads(stream) == [cls, cls.A, cls.B]
@@ -346,7 +346,7 @@ VALUES = [None, True, False, 0, 255, 256, 65535, 65536, -1, 2**31, 2**70, 1.5, -
 @pytest.mark.parametrize("dumps", [_pickle.dumps, pickle.dumps], ids=["ours", "theirs"])
 def test_every_kind_of_value_in_every_place(cls, dumps):
     rows = [cls(*(VALUES[(i + j * k) % len(VALUES)] for j in range(4))) for k in (1, 3) for i in range(len(VALUES))]
-    for _ in range(3):  # the plan is empty, then half filled, then complete
+    for _ in range(3):  # the cached plan is empty, then half filled, then complete
         assert loads(dumps(rows, 5)) == rows == pickle.loads(dumps(rows, 5))
 
 

@@ -1,5 +1,4 @@
-"""Test that the benchmarks run, reject wrong output, and compute their figures correctly. The measured values are not
-checked here."""
+"""Test that the benchmarks run, reject wrong output, and compute figures correctly; no measured value is checked."""
 
 from __future__ import annotations
 

@@ -31,14 +31,14 @@ SOURCE = """int f(int a)
 def script(monkeypatch):
     spec = importlib.util.spec_from_file_location("coverage_table", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "coverage_table", module)  # dataclasses look the module up
+    monkeypatch.setitem(sys.modules, "coverage_table", module)  # `dataclasses` looks up the module there
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture
 def run(script, tmp_path, capsys):
-    """Return a function that runs the tool on given reasons, branch counts and options."""
+    """Return a function that runs the tool with given reasons, branch counts and options."""
 
     def run(
         *reasons, condition=(2, 0, 0, 2), last=(1, 1), options=()
@@ -109,7 +109,7 @@ def test_a_reason_that_makes_no_sense_is_an_error(run, reason, said):
 
 
 def test_the_reasons_kept_here_make_sense(script):
-    """This check needs no measurement of coverage."""
+    """The reasons in csrc/store must be valid; this check needs no measurement of coverage."""
     found, kinds = [], set()
     for path in sorted((ROOT / "csrc" / "store").rglob("*.[ch]")):
         source = path.read_text()

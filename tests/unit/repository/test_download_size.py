@@ -31,7 +31,7 @@ def items(folder=None, **versions):
 def test_builds_are_told_apart(script):
     assert script.gpu_build(items(numpy="2.0")) is None
     assert script.gpu_build(items(torch="2.13.0+cpu", nvidia_cublas="13")) is None
-    assert script.gpu_build(items(torch="2.13.0", sympy="1.14")) is None  # CPU builds without a suffix
+    assert script.gpu_build(items(torch="2.13.0", sympy="1.14")) is None  # a CPU build without a suffix
     assert script.gpu_build(items(torch="2.13.0", nvidia_cublas="13")) == "2.13.0"
     assert script.gpu_build(items(torch="2.13.0+cu130", nvidia_cublas="13")) == "2.13.0+cu130"
 

@@ -1,4 +1,4 @@
-"""Test which folders may use each other: C includes, parts of the compiled core, Python imports, and their maps."""
+"""Test the dependencies between folders (C includes, parts of the compiled core, Python imports) and their maps."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ C_MAY_USE = {
     "store": {"store/platform"},
 }
 
-# The packages from lower to higher. At module level, a package may import itself and the packages before it.
+# The packages, from lowest to highest layer. At module level, a package may import itself and those before it.
 PYTHON_ORDER = [
     {"_descriptors", "_fork", "_interpreter", "_log", "_platform", "_version", "typing", "exceptions"},
     {"reconstruct"},
@@ -50,7 +50,7 @@ def headers() -> dict[str, Path]:
 
 
 def c_edges() -> set[tuple[str, str, str]]:
-    """Return triples (folder, included folder, location)."""
+    """Return a triple (folder, included folder, location) for each C include."""
     known, edges = headers(), set()
     for path in [*CSRC.rglob("*.c"), *CSRC.rglob("*.h")]:
         for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), re.MULTILINE):
@@ -85,7 +85,7 @@ def core_parts() -> list[str]:
 
 
 def code_of(part: str) -> str:
-    """Return the code of a part without comments and strings."""
+    """Return the code of a part of the core without comments and strings."""
     text = re.sub(r'"""(?:.|\n)*?"""', "", (PYX / "_core" / f"{part}.pxi").read_text())
     # Keep the fields of f-strings, because the names in them count as used.
     text = re.sub(
@@ -145,7 +145,7 @@ def names_used_by(block: str) -> set[str]:
 
 
 def declared_ahead() -> set[str]:
-    """Return the extension types that the prelude declares, which all parts may name."""
+    """Return the extension types that the prelude declares; all parts may use them."""
     return set(re.findall(r"^cdef class (\w+)$", code_of("prelude"), re.MULTILINE))
 
 
@@ -237,7 +237,7 @@ def test_python_packages_import_downwards_only():
     for path in PACKAGE.rglob("*.py"):
         mine = path.relative_to(PACKAGE).with_suffix("").parts[0]
         if mine == "__init__":
-            continue  # the top-level module of the package may import everything
+            continue  # the top-level module of the package may import all packages
         upward += [
             f"{path.relative_to(ROOT)} imports pyray_ser.{name}"
             for name in sorted(module_level_imports(path))

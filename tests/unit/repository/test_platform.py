@@ -42,7 +42,7 @@ def test_import_is_refused(what):
 @pytest.mark.parametrize("what", PRETEND)
 def test_build_is_refused(what, tmp_path):
     pretend, reason = PRETEND[what]
-    # Fake setuptools, which may not be installed and is not reached.
+    # Fake setuptools: it may be missing, and setup.py must fail before it uses setuptools.
     code = f"""
 import os, runpy, struct, sys
 from unittest.mock import MagicMock
@@ -81,7 +81,7 @@ def test_attach_and_creation_are_refused(debug_build):
 
 
 def test_one_version_of_the_compiler_of_cython_sources_is_named():
-    """Builds use the tested version of Cython: 3.3.1 frees an object twice if a list comprehension runs out of
+    """Builds use the tested version of Cython. Cython 3.3.1 has a double free when a list comprehension gets no
     memory."""
     import tomllib
 

@@ -23,7 +23,7 @@ def check(python, **env):
 
 @pytest.fixture
 def crippled(tmp_path):
-    """Create a `python` that runs the given source at its start, which removes a prerequisite."""
+    """Create a `python` that first runs the given source, which makes a prerequisite unavailable."""
 
     def make(takes_away, name="python3"):
         (tmp_path / "sitecustomize.py").write_text(takes_away)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def page():
-    """Return the module of the script that writes the page."""
+    """Return tools/types_page.py, which writes the page, as a module."""
     spec = importlib.util.spec_from_file_location("types_page", ROOT / "tools" / "types_page.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -63,7 +63,7 @@ def check(page, recorded, names):
 SLOW = ("String", "strings", "objects", "text", "categories", "Lazy", "Table", "intervals")
 
 
-@pytest.mark.timing  # sanitizers change the use of memory
+@pytest.mark.timing  # sanitizers change the amount of memory that a call uses
 def test_figures_hold(page, recorded):
     check(page, recorded, [name for name in rows(False) if not any(word in name for word in SLOW)])
 

@@ -321,7 +321,7 @@ class TestUnpicklable:
 
 
 class PutsInside:
-    """An object that puts, gets and pickles while it is being put."""
+    """An object whose reduction, which runs during a `put`, itself calls `put`, `get` and `serialize`."""
 
     def __reduce__(self):
         inner = pyray_ser.put({"inner": np.arange(5000)})
@@ -435,7 +435,7 @@ class TestFrames:
                 # If a buffer is too short, numpy raises its own message.
                 assert "buffer" in str(error)
                 continue
-            # The only undetected damage is a table entry that points elsewhere within the object.
+            # One kind of damage is not detected: an entry of the buffer table that points elsewhere within the object.
             assert len(got) == 3
 
     @pytest.mark.parametrize("cut", [0, 1, 31, 32, 63, 64, 100])
@@ -454,7 +454,7 @@ class TestFrames:
 
 
 class TestAllow:
-    """Only allowed names are loaded, also by the paths without an unpickler."""
+    """Every way of loading accepts only allowed names, even those that run no unpickler."""
 
     ARRAY = frozenset({"numpy:ndarray", "numpy:dtype"})
 
@@ -606,8 +606,8 @@ import pyray_ser
 pyray_ser.get(pyray_ser.put(numpy.arange(10)))
 print((time.process_time() - middle) / (middle - start))
 """
-        # The benchmark limits this to 0.04 s. This test compares CPU time with that of importing numpy, because the
-        # machine may be busy.
+        # The benchmark limits this time to 0.04 s. The machine may be busy here, so this test compares the CPU time
+        # with that of importing numpy.
         assert min(float(run(script)) for _ in range(3)) < 3
 
 

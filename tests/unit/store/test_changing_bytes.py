@@ -1,4 +1,4 @@
-"""Test that the bytes that are checked are the bytes that are used, even if shared memory changes during a read.
+"""Test that a load uses the same bytes that it has checked, even if shared memory changes meanwhile.
 
 Another process flips one byte of a mapping as fast as it can, while this process reads the mapping repeatedly for a
 short time.
@@ -87,12 +87,12 @@ def test_a_str_is_ascii_or_not(tmp_path, length, load):
             assert not text.isascii() or ord(text[-1]) < 128
             assert text == "a" * length
             seen.add("read")
-    assert seen == {"refused", "read"}  # the byte changed during the test
+    assert seen == {"refused", "read"}  # the byte changed between two loads
 
 
 @pytest.mark.parametrize("length", [2, 5, 12, 20])
 def test_a_str_among_others_is_ascii_or_not(tmp_path, length):
-    # Strings that are referenced only by a list are read in a separate loop.
+    # The unpickler has a separate loop for strings that only a list refers to.
     texts = [letter * length for letter in "bcdaef"]
     stream = _pickle.dumps([letter * length for letter in "bcdaef"])
     at = stream.index(b"a" * length) + length - 1
@@ -137,7 +137,7 @@ def test_strings_of_an_array_are_utf8(tmp_path):
             try:
                 _ndarray.strings_in(array, view, n.to_bytes(4, "little"), 4)
             except ValueError:
-                assert array[0] == ""  # a refused stream is not cached
+                assert array[0] == ""  # a refused text leaves the array empty
                 seen.add("refused")
                 continue
             assert _ndarray.strings_out(array)[0] == b"a" * n
@@ -153,7 +153,7 @@ def test_the_name_of_a_dtype_is_kept_as_it_was_judged(tmp_path):
     def stream(name, shape):
         return b"\x80\x05\x8c\x05numpy\x8c\x07ndarray\x93(" + shape + b"\x8c\x06" + name.encode() + b"\x97K\0NtR."
 
-    many = b"(" + b"J\1\0\0\0" * 20 + b"t"  # longer than a cache entry of streams can be
+    many = b"(" + b"J\1\0\0\0" * 20 + b"t"  # too long for the cache of streams
     at = stream("|S1000", many).index(b"|S1") + 1
     size = 1000
     with flipped(tmp_path / "bytes", at, ord("S"), ord("V")) as mapping:

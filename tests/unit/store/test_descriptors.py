@@ -30,12 +30,12 @@ def bare(files, call, *helpers):
 def test_every_call_that_makes_a_descriptor_moves_it_above_the_standard_ones():
     sources = sorted((ROOT / "csrc/store").rglob("*.c"))
     found = list(bare(sources, C_CALL, "prs_above_standard("))
-    # If a call is split over two lines, it starts on the line before.
+    # This call of openat is fine: `prs_above_standard(` is on the line before it.
     found = [line for line in found if "openat(at < 0" not in line]
     python = [
         path for part in ("store", "tasks", "pool_hooks") for path in sorted((ROOT / "pyray_ser" / part).rglob("*.py"))
     ]
-    # A Descriptor moves its descriptor above the standard ones.
+    # The class `Descriptor` moves its descriptor above the standard ones.
     found += bare(python, PYTHON_CALL, "above_standard(", "map(above_standard", "Descriptor(")
     assert not found, "\n".join(found)
 

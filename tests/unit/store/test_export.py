@@ -1,4 +1,4 @@
-"""Test the way of the stored form from store to store: export, create_stored, seal."""
+"""Test how the stored form of an object gets from one store to another: export, create_stored, seal."""
 
 import random
 import struct
@@ -12,7 +12,8 @@ import pyray_ser
 from pyray_ser import exceptions as exc
 from pyray_ser.store.foreign import create_stored, export
 
-# header: magic, version, flags, total, stream_len, nbuffers, reserved; entry: off, len, serial, slot, generation
+# The header has the fields magic, version, flags, total, stream_len, nbuffers, reserved.
+# An entry has the fields off, len, serial, slot, generation.
 HEAD = struct.Struct("<IHHQQII")
 ENTRY = struct.Struct("<QQQII")
 
@@ -77,7 +78,7 @@ class TestRoundTrip:
         data = b"".join(views)
         copy = import_(data)
         assert HEAD.unpack_from(data)[3] == len(data) == copy.size
-        # The ranges of `base` overlap, so they are stored once.
+        # The ranges of `base` overlap, so the form contains their common bytes only once.
         assert len(data) < ref.size + base.nbytes + other.nbytes + 2 * 4096
         del ref, base, other, views
         got = pyray_ser.get(copy)
@@ -229,7 +230,7 @@ class TestDamage:
             pyray_ser.abort(view)
 
     def test_an_entry_that_names_an_object_of_this_store(self):
-        """The copy would not hold that object."""
+        """Such an entry must be refused, because the copy would not keep that object alive."""
         inner = pyray_ser.put(np.arange(10_000))
         form = bytearray(exported(inner))
         slot, generation = struct.unpack_from("<II", inner.binary(), 16)
@@ -278,19 +279,19 @@ BOUNDARIES = [
 
 
 def damaged(data: bytes, dice: random.Random) -> bytes:
-    """Return the form with one to four damages, most of them in header and table."""
+    """Return the form with damage in one to four places, mostly in the header and the table."""
     out = bytearray(data)
     nbuffers = HEAD.unpack_from(data)[5]
     for _ in range(dice.randint(1, 4)):
         kind = dice.random()
-        if kind < 0.3:  # a byte of header, table or stream
+        if kind < 0.3:  # change a byte of header, table or stream
             at = dice.randrange(min(len(out), 32 + 32 * nbuffers + 200))
             out[at] = dice.randrange(256)
-        elif kind < 0.7:  # a field
+        elif kind < 0.7:  # change a field
             at = 8 * dice.randrange(max(1, min(len(out), 32 + 32 * nbuffers) // 8 - 1))
             value = dice.choice([*BOUNDARIES, len(out), len(out) - 1, len(out) + 1])
             out[at : at + 8] = (value & (1 << 64) - 1).to_bytes(8, "little")
-        elif kind < 0.8:  # cut, with the total of the shorter form
+        elif kind < 0.8:  # cut off the end; usually set the total to the new length
             del out[dice.randrange(32, len(out) + 1) :]
             if dice.random() < 0.7:
                 out[8:16] = len(out).to_bytes(8, "little")
@@ -314,7 +315,7 @@ def all_buffers(ref) -> list[memoryview]:
 
 
 def fuzz(count: int, seed: int) -> None:
-    """Import damaged forms: each must be refused, or be an object whose loading ends in a value or an error."""
+    """Import damaged forms: each must be refused, or become an object whose load returns a value or raises an error."""
     dice = random.Random(seed)
     forms = [exported(pyray_ser.put(value)) for name, value in values().items() if name != "large"]
     allow = ["numpy:ndarray", "numpy:dtype", "builtins:bytes", "numpy._core.numeric:_frombuffer"]

@@ -116,7 +116,7 @@ class Zone(datetime.tzinfo):
 class Odd(enum.Enum):
     LOCK = (LOCK,)
 
-    def __reduce_ex__(self, protocol):  # by value, because enum's own method returns the name up to 3.11.3
+    def __reduce_ex__(self, protocol):  # enum's own method returns the name up to Python 3.11.3
         return type(self), (self._value_,)
 
 
@@ -217,7 +217,7 @@ def test_every_pickler_names_it_as_the_inspector_does(kind):
     assert note_of(pyray_ser.dumps, value) == first.path
     assert note_of(debug_pickler.dumps, value) == first.path
     assert note_of(lambda value: _pickle.Pickler(io.BytesIO()).dump(value), value) == first.path
-    assert note_of(lambda value: _pickle.Pickler(io.BytesIO(), 2).dump(value), value)  # this protocol reduces sets
+    assert note_of(lambda value: _pickle.Pickler(io.BytesIO(), 2).dump(value), value)  # in which sets are reduced
     with pytest.raises(TypeError) as caught:
         _pickle._put(value)
     assert str(caught.value).endswith(f" (at {first.path})")

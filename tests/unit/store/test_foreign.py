@@ -1,4 +1,4 @@
-"""Test references whose store is out of reach, and the resolver that finds copies of their objects."""
+"""Test references whose store this process cannot reach, and the resolver that finds copies of their objects."""
 
 import asyncio
 import gc
@@ -36,7 +36,7 @@ def resolver():
 
 
 class Asked:
-    """A resolver that returns copies of `values` by serial number and counts its calls."""
+    """A resolver that returns the copy in `values` that has the serial number of a reference, and records its calls."""
 
     def __init__(self, values, wait=None):
         self.values = values

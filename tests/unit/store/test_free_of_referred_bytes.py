@@ -131,7 +131,7 @@ def test_bytes_that_an_object_refers_to_are_spilled_and_freed(tmp_path_factory, 
     try:
         pyray_ser.init(capacity=16 << 20, spill_dir=directory, **options)
     except ValueError as error:
-        pytest.skip(str(error))  # the directory is in memory
+        pytest.skip(str(error))  # the directory is on a file system in memory
     first = stored()
     second = pyray_ser.put([pyray_ser.get(first), "x"])
     gc.collect()

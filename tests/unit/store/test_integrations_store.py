@@ -1,4 +1,4 @@
-"""Test values of other libraries in a store: two gets return the same bytes, which no code can write to."""
+"""Test values of other libraries in a store: two gets return the same bytes, which are write-protected."""
 
 import os
 import pickle
@@ -182,9 +182,9 @@ def test_what_is_in_the_store_already_is_referenced():
     assert explanation["[1]"].zero_copy == 8 * N and explanation["[1]"].referenced == 0
     assert explanation.referenced == explanation.zero_copy == 8 * N
     assert "400 kB referenced" in explanation.to_text()
-    assert pyray_ser.stats()["used"] - before < 12 * N  # as reported, one of the two was copied
+    assert pyray_ser.stats()["used"] - before < 12 * N  # as the explanation says, only one of the two was copied
     assert explained(array)[1].referenced == 8 * N
-    # One slice is too small a part of the object that it would keep alive, the other is too small a buffer.
+    # `put` copies this slice, because it is too small a part of the object that a reference would keep alive.
     assert explained([array[:100]])[1].referenced == 0
 
 
@@ -239,7 +239,7 @@ def test_polars_without_pyarrow_is_explained_as_copied_or_in_band(monkeypatch):
 
     frame = pl.DataFrame({"a": np.arange(N)})
     assert explained(frame)[1].zero_copy >= 8 * N
-    # Simulate install() without pyarrow.
+    # Simulate what `install()` does if pyarrow is missing.
     monkeypatch.delitem(reducers.reducers, pl.DataFrame)
     _, explanation = explained([frame])
     assert explanation.zero_copy == 0 and explanation.copied + explanation.in_band >= 8 * N
@@ -249,7 +249,7 @@ def test_polars_without_pyarrow_is_explained_as_copied_or_in_band(monkeypatch):
 
 
 class Twins:
-    """A fake library without read-only memory: readers get the twins of its buffers."""
+    """A fake library that needs writable memory: readers get twins (private copy-on-write mappings) of its buffers."""
 
     def __init__(self, *arrays):
         self.arrays = arrays
@@ -280,7 +280,7 @@ def test_twins_of_one_get_share_one_memory_and_reach_nobody(n):
     other, _ = pyray_ser.get(ref)
     assert np.frombuffer(other, np.int64)[3] == 3
     del one, two, first, other, _
-    assert private_maps() == before + (n == N)  # one mapping is left
+    assert private_maps() == before + (n == N)  # only the mapping of `second` is left
     assert second[4] == 9
     del second
     assert private_maps() == before
@@ -303,7 +303,7 @@ def test_twins_in_an_object_that_refers_to_others():
 def test_a_twin_outlives_its_reference_and_its_store_holds_the_bytes():
     before = pyray_ser.stats()["objects"]
     (twin,) = pyray_ser.get(pyray_ser.put(Twins(np.arange(N))))
-    assert pyray_ser.stats()["objects"] == before + 1  # pages that were not written still belong to the store
+    assert pyray_ser.stats()["objects"] == before + 1  # unwritten pages of the twin belong to the object
     filler = [pyray_ser.put(np.zeros(N)) for _ in range(20)]
     assert (np.frombuffer(twin, np.int64) == np.arange(N)).all()
     del twin, filler
@@ -313,7 +313,7 @@ def test_a_twin_outlives_its_reference_and_its_store_holds_the_bytes():
 def test_what_is_in_no_store_has_no_twin():
     value = Twins(np.arange(N))
     assert pyray_ser.deserialize(pyray_ser.serialize(value)) == [None]
-    assert pyray_ser.get(pyray_ser.put(value), mmap_mode="c") == [None]  # already private and writable
+    assert pyray_ser.get(pyray_ser.put(value), mmap_mode="c") == [None]  # already private, so without a twin
     for foreign in (b"abc", memoryview(b"abc"), np.arange(3)):
         assert _core.writable_twin(foreign) is None
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""Test that each part of a value is stored at its own offset, for any mix of sizes, strides and copies."""
+"""Test that the store writes each part of a value at its own offset, for any mix of sizes, strides and copies."""
 
 import layouts
 import numpy as np

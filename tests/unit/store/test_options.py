@@ -1,4 +1,5 @@
-"""Test the options of `init`: usual notations of sizes, errors for invalid values, and warnings for ignored options."""
+"""Test the options of `init`: common notations of sizes, errors for invalid values, and warnings for ignored
+options."""
 
 import pytest
 from isolated import run

@@ -1,4 +1,4 @@
-"""Test that each call raises if any of its allocations fails, and frees nothing twice.
+"""Test that each call raises MemoryError if one of its allocations fails, and frees nothing twice.
 
 `make asan` detects errors that a release build may miss.
 """

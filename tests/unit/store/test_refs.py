@@ -117,7 +117,7 @@ class TestPickling:
         with pyray_ser.scope():
             ref = pyray_ser.put({"a": 5})
             blobs = [pickle.dumps(ref) for _ in range(10)]
-            assert in_flight() == before + 1  # one token per ref and scope
+            assert in_flight() == before + 1  # one token for each pair of reference and scope
             del ref
             for blob in blobs:
                 assert pyray_ser.get(pickle.loads(blob)) == {"a": 5}
@@ -382,7 +382,8 @@ class TestWaiting:
         assert [value for value in values[::2]] == list(range(0, count, 2))
         assert all(len(value) == 8 for value in values[1::2])
         assert most <= threads + 1
-        # `worst` is in seconds of CPU time: asyncio itself starts 10,000 tasks in one step; the rest runs in slices.
+        # `worst` is the longest CPU time between two ticks, in seconds. asyncio itself starts 10,000 tasks in one step;
+        # all other work must be split into short steps.
         assert worst < 2.0
 
 
@@ -402,7 +403,7 @@ def test_signal_during_a_wait():
 
 
 class TestMessages:
-    """Test references in messages that the program sends itself."""
+    """Test references in messages: `to_message` and `from_message`, without pickle."""
 
     def test_round_trip(self):
         before = in_flight()

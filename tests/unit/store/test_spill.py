@@ -1,4 +1,4 @@
-"""Test full stores: objects spilled to files, and disk errors."""
+"""Test stores that are full: they spill objects to files and handle disk errors."""
 
 import pytest
 from isolated import run
@@ -169,7 +169,7 @@ def test_a_damaged_header_is_told_from_a_lost_object():
 
 
 def test_a_file_size_limit_is_an_error_and_loses_nothing():
-    # RLIMIT_FSIZE simulates a full disk: the write fails in the same place, with EFBIG instead of ENOSPC.
+    # RLIMIT_FSIZE simulates a full disk: the same write fails, but with EFBIG instead of ENOSPC.
     script = """
     import resource
     refs = [pyray_ser.put(block(i, 4 * MB)) for i in range(3)]

@@ -1,4 +1,4 @@
-"""Test spill files with a digest and compressed spill files: contents, effects of damage, and deaths at each step."""
+"""Test spill files that have a digest or are compressed: contents, damage, and processes that die at each step."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def test_an_object_larger_than_the_store(form):
         print(damaged)
     store.check()
     """
-    # An object written to its file from the start is not compressed, so without a digest a changed byte is not noticed.
+    # The store does not compress objects that it writes to a file from the start: only a digest reveals a changed byte.
     assert in_store(script, 24, **form) == ("True" if "spill_checksum" in form else "1")
 
 
@@ -334,7 +334,7 @@ def test_an_interrupt_in_the_middle_of_a_file_loses_nothing():
 @pytest.mark.parametrize("outer", [False, True])
 @pytest.mark.parametrize("mode", ["r", "c"])
 def test_a_store_may_be_closed_while_an_object_is_read_back(outer, mode):
-    # The packages that read the file are Python code, so another thread may run meanwhile and close the store.
+    # Python code checks and decompresses the file, so another thread may run meanwhile and close the store.
     script = f"""
     from pyray_ser.store.spill_codec import Form
     digest_of, closed = Form.digest_of, []
@@ -573,8 +573,7 @@ def test_a_put_that_waits_longer_than_the_tries_without_a_pause_spills_still():
 
 
 def test_a_put_waits_for_a_full_disk():
-    # A limit on the file size, set while a piece is written, simulates a full disk: store and disk are full at the same
-    # time.
+    # A limit on the file size, set while a piece is written, simulates a disk that is full when the store is full.
     script = """
     import resource, signal, time
     from pyray_ser.store.spill_codec import Form

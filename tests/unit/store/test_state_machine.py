@@ -55,7 +55,7 @@ def equal(a, b):
 
 
 class Box:
-    """A container for a value in a bundle: hypothesis keeps it alive, but the container can release its value."""
+    """A container for a value in a bundle: hypothesis keeps the container alive, but a rule can empty it."""
 
     def __init__(self, content):
         self.content = content
@@ -65,7 +65,7 @@ class Box:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """`model` maps each identity to its expected value, or to FREED."""
+    """Operations on a store; `model` maps the identity of each object to its expected value, or to FREED."""
 
     refs = Bundle("refs")
     views = Bundle("views")

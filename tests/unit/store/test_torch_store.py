@@ -11,14 +11,14 @@ import pytest
 
 import pyray_ser
 
-try:  # torch is not installed in `make test`; in `make test-heavy` its absence is a failure
+try:  # `make test` does not install torch; `make test-heavy` does and fails if it is missing
     import torch
 except ImportError:
     torch = None
 
 pytestmark = pytest.mark.heavy
 
-MANY = 100_000  # float32: larger than the values that mode "c" copies
+MANY = 100_000  # number of float32 elements; so large that mode "c" maps the value instead of copying it
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,7 +59,7 @@ def test_tensors_lie_in_the_stored_object_and_may_be_written():
     ref = pyray_ser.put(value)
     one, two = pyray_ser.get(ref), pyray_ser.get(ref)
     permissions, _, _, inode = map_of(one.data_ptr())[1:5]
-    assert permissions == "rw-p" and inode != "0"  # the store's own file, copy-on-write
+    assert permissions == "rw-p" and inode != "0"  # a private mapping of the store's own file
     one[7] = -1
     one += 1
     assert two[7] == 7 and pyray_ser.get(ref)[7] == 7 and one[7] == 0
@@ -100,7 +100,7 @@ def test_views_share_a_storage_and_separate_storages_stay_separate():
         file = io.BytesIO()
         torch.save(one, file)
         assert file.tell() < one.nbytes + 3000
-    # The view is pickled before the whole tensor.
+    # The view is pickled before the tensor that owns the storage.
     back = round_trip([base[100:200], base])
     back[0][0] = -1
     assert back[1][100] == -1 and back[1].untyped_storage().nbytes() == 4 * MANY
@@ -130,7 +130,7 @@ def test_tied_parameters_and_aliases_share_a_storage_whatever_comes_first():
 def test_what_has_stood_for_a_storage_may_become_another_tensor():
     def fresh():
         base = torch.arange(float(MANY))
-        pyray_ser.put(base)  # from now on views of it are written as views of `base`, as long as that is correct
+        pyray_ser.put(base)  # from now on, a view is written as a view of `base`, as long as this is correct
         return base, base[100:200].detach()
 
     base, view = fresh()
@@ -294,5 +294,5 @@ def test_state_dict_of_500_mb_in_1000_tensors_comes_in_4_ms():
         taken.append(time.thread_time() - start)
         assert back["layers.7.weight"][0, 0] == 7
         del back
-    # Take the minimum of many runs: other programs share the caches, which affects even the CPU time of this thread.
+    # Take the minimum of many runs: other programs use the same CPU caches, which affects even this thread's CPU time.
     assert min(taken) < 4e-3, taken

@@ -1,4 +1,4 @@
-"""Test that values are read-only by page table, shared, and alive as long as a view exists."""
+"""Test that values are shared, write-protected by the page table, and alive as long as a view exists."""
 
 import ctypes
 import gc
@@ -135,9 +135,9 @@ class TestCopyOnWrite:
 
 
 class TestReputByReference:
-    """A put refers to bytes that are already in the store.
+    """A put stores a reference to bytes that are already in the store, under certain conditions.
 
-    Without one of the conditions, a reader would see wrong bytes.
+    If it ignored one of these conditions, a reader would see wrong bytes.
     """
 
     def large(self):
@@ -182,9 +182,9 @@ class TestReputByReference:
 
     def test_small_view_is_copied(self):
         _, view = self.large()
-        assert pyray_ser.put(view[:8000]).size > 64_000  # smaller than 64 KiB
+        assert pyray_ser.put(view[:8000]).size > 64_000  # copied, because the view is smaller than 64 KiB
         big = pyray_ser.get(pyray_ser.put(np.arange(2_000_000.0)))
-        assert pyray_ser.put(big[:100_000]).size > 800_000  # smaller than 1/16 of the object
+        assert pyray_ser.put(big[:100_000]).size > 800_000  # copied: the view is smaller than 1/16 of the object
 
     def test_mode_c_is_copied(self):
         ref, _ = self.large()
