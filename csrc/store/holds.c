@@ -120,6 +120,7 @@ static int64_t end_gone_tokens(prs_store *s, prs_error *error)
     int64_t ended = 0;
     for (uint32_t i = 0, limit = 1; i < limit;) {
         int rc = prs_lock_tables(s, error);
+        /* unreached: race: the lock was free a moment ago */
         if (rc < 0)
             return rc;
         uint32_t seen = prs_load_relaxed(&s->links_seen), bump = arena_of(s)->link_bump;
@@ -153,9 +154,12 @@ int prs_link_lock(prs_store *s, prs_error *error)
             return PRS_OK;
         prs_unlock(s);
         bool full = published >= s->max_links;
+        /* unreached: untested: a million tokens and edges */
         int64_t ended = full || (published & (published - 1)) == 0 ? end_gone_tokens(s, error) : 0;
+        /* unreached: race: the lock was free a moment ago */
         if (ended < 0)
             return (int)ended;
+        /* unreached: untested: a million tokens and edges */
         if (ended > (full ? 0 : published / 4))
             continue;
         rc = prs_links_grow(s, published, error);
