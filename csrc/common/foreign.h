@@ -8,10 +8,10 @@
  * After such a point, look up all borrowed or cached values again.
  *
  * A build with PRP_INTRUDER (PYRAY_SER_INTRUDER=1) runs the "intruder" before each such call. The intruder is a Python
- * callable, or a C function in a capsule named PRP_INTRUDER_CAPSULE; `_set_intruder` of each extension sets it. It may
- * do anything that Python code may do at this point. If `may_raise` is true it may also raise an exception; the macro
- * then skips the call and fails with that exception. In every other build the macros expand to the call itself.
- * tests/unit/pickling/test_foreign_calls.py finds calls that are not marked.
+ * callable, or a C function in a capsule named PRP_INTRUDER_CAPSULE; `_set_intruder` of each extension sets it. The
+ * intruder may do anything that Python code may do at this point. If `may_raise` is true, the intruder may also raise
+ * an exception; the macro then skips the call and fails with that exception. In every other build the macros expand
+ * to the call itself. tests/unit/pickling/test_foreign_calls.py finds calls that are not marked.
  */
 #ifndef PRP_FOREIGN_H
 #define PRP_FOREIGN_H

@@ -1,9 +1,9 @@
 /* Contains all uses of CPython's internals by the pickler and the unpickler, for 3.11 to 3.14.
  *
  * Each function has two forms with the same meaning. The fast form reads a structure that CPython may change. The
- * public form is used on an unknown version or with -DPRP_PUBLIC_API_ONLY; it may be slower, or return "unknown" where
- * the comment allows it, but it is never wrong. No code outside this header includes internal/ headers, tests
- * PY_VERSION_HEX because of an internal, or reads a structure of the interpreter.
+ * public form is used on an unknown version or with -DPRP_PUBLIC_API_ONLY; it may be slower, or return "unknown"
+ * where the function's comment says so, but its results are never wrong. No code outside this header includes
+ * internal/ headers, tests PY_VERSION_HEX because of an internal, or reads a structure of the interpreter.
  *
  * All functions need the GIL. On free-threaded builds the import of the extension fails.
  */
@@ -184,7 +184,7 @@ static inline PyObject *prp_type_lookup(PyTypeObject *type, PyObject *name)
             Py_DECREF(dict);
         }
         if (!found)
-            PyErr_Clear(); /* as in _PyType_Lookup, ignore an error that a key other than an exact str has raised */
+            PyErr_Clear(); /* like _PyType_Lookup, ignore errors raised by keys other than exact strs */
     }
     return found;
 #endif

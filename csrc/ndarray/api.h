@@ -79,7 +79,7 @@ typedef struct {
     int (*seal)(PyObject *obj);
 
     /* Return the dtype with this canonical name ('<f8') as a new reference if it is plain, else NULL without an
-     * exception. It is a separate object, so a stream may access it and set its state. */
+     * exception. The dtype is a separate object, so a stream may access it and set its state. */
     PyObject *(*plain_dtype)(const char *name, size_t len);
 
     /* Return numpy.dtype(name) through a small cache, as a new reference. */
@@ -88,8 +88,8 @@ typedef struct {
     /* The classes numpy.ndarray and numpy.dtype, borrowed permanently. */
     PyObject *array_type, *dtype_type;
 
-    /* The same as from_parts without strides and offset; the shape consists of C ints, and the dtype is an object
-     * (borrowed), which is checked. */
+    /* The same as from_parts without strides and offset; the shape consists of C ints, and the dtype is a borrowed
+     * object, which this function checks. */
     PyObject *(*from_ints)(int nd, const int64_t *shape, PyObject *dtype, bool fortran, const uint8_t *data,
                            size_t data_len, PyObject *owner, int flags);
 

@@ -1,7 +1,7 @@
 /* Builds arrays over memory that another object owns.
  *
- * The numbers come from a stream, so they are untrusted: every element of the array must lie inside the buffer, which
- * we check with overflow-safe arithmetic before we pass numpy a pointer. If the array does not fit, we leave it to the
+ * The numbers come from a stream, so they are untrusted. With overflow-safe arithmetic, we check that every element
+ * of the array lies inside the buffer, before we pass numpy a pointer. If the array does not fit, we leave it to the
  * general unpickler, whose call of numpy.ndarray raises numpy's error.
  */
 #include "ndarray.h"

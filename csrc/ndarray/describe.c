@@ -123,7 +123,7 @@ int prp_array_gather(PyObject *obj, const prp_array_source *source, void *dst, s
         return -1;
     }
     /* Both views omit the axes of stride 0; only the source view keeps the array's strides. If another thread has
-     * changed dtype or shape, their shapes differ, and CopyInto then fails or broadcasts inside dst. */
+     * changed dtype or shape, the shapes of the two views differ, and CopyInto then fails or broadcasts inside dst. */
     npy_intp dims[PRP_ARRAY_MAX_DIMS];
     size_t product = (size_t)PyArray_ITEMSIZE(array);
     for (int i = 0; i < nd; i++) {

@@ -212,7 +212,7 @@ PyArray_Descr *prp_dtype_find(const char *given, size_t len)
     slot->len = (uint8_t)len;
     memcpy(slot->name, name, len);
     prp_dtype_mark(descr, &slot->marks);
-    PRP_FOREIGN_VOID(Py_XDECREF(evicted)); /* a stream may have added metadata to it */
+    PRP_FOREIGN_VOID(Py_XDECREF(evicted)); /* a stream may have added metadata to this dtype */
     return descr;
 }
 

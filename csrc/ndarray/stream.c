@@ -1,8 +1,9 @@
 /* Creates arrays from the streams that `put` writes (array_template.h).
  *
- * A program typically loads many arrays of a few kinds. So a small direct-mapped table caches streams and their parsed
- * form, and a stream with the same bytes is compared instead of parsed. The table contains only values that depend on
- * the bytes alone: dtype, shape, strides, and the required buffer size. Buffer, owner and array are new in each call.
+ * A program typically loads many arrays of a few kinds. So a small direct-mapped table caches streams and their
+ * parsed form: if a new stream has the same bytes as a cached one, we do not parse it. The table contains only values
+ * that depend on the bytes alone: dtype, shape, strides, and the required buffer size. Buffer, owner and array are
+ * new in each call.
  *
  * The bytes may be in shared memory and change while we read them. A successful comparison has read exactly the bytes
  * of the table's copy, and afterwards we use only that copy. If we must parse a stream, we copy it first.

@@ -8,7 +8,8 @@
  *
  * Guarantee: a view has the same bytes, format, shape, strides and flags as numpy's view; only its `obj` differs. If
  * code has since changed the array in place (its shape, dtype or memory), the array itself handles the requests. An
- * exporter of the transpose is an exception, because the transpose would not have changed with the array.
+ * exporter of the transpose handles its requests itself even then, because numpy's transpose would not have changed
+ * with the array.
  *
  * The protocol is PEP 3118.
  */

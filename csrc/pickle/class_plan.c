@@ -474,7 +474,7 @@ static int check_tables(prp_saver *s, prp_plan *plan)
             PyObject *found = PRP_FOREIGN(PyObject_CallOneArg(prp_g.registry_find, type));
             if (!found)
                 return -1;
-            plan->registry_version = version; /* read before the call, so that we notice a change that the call makes */
+            plan->registry_version = version; /* the version before the call, so that we notice a change by the call */
             PyObject *older = plan->registered;
             plan->registered = found == Py_None ? NULL : Py_NewRef(found);
             Py_DECREF(found);

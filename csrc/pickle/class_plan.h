@@ -1,7 +1,7 @@
 /* A plan stores facts about a type, so that the pickler can write instances without calling their methods.
  *
- * Plans are shared by all threads and do not change after creation, except for the reducers that come from the tables.
- * A type that has changed gets a new plan; the old plan is freed when nothing refers to it.
+ * All threads share the plans. A plan does not change after its creation, except for the reducers that come from the
+ * tables. A type that has changed gets a new plan; the old plan is freed when nothing refers to it.
  *
  * prp_plan_for() is the only way to get a plan. It finds a plan by the type's address and uses it after two checks. The
  * first check is the version tag: the tag changes when the type or a base is modified, and no two types ever share a
@@ -118,7 +118,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided);
 int prp_save_scalar(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided);
 bool prp_array_has_base(PyObject *array);
 bool prp_is_numpy(PyTypeObject *type, const char *name); /* whether `type` is numpy's `name`; imports nothing */
-PyObject *prp_numpy_attribute(const char *name); /* new reference, or NULL with or without an exception */
+PyObject *prp_numpy_attribute(const char *name);         /* new reference, or NULL with or without an exception */
 PyObject *prp_scalar_function(void);
 
 #endif

@@ -117,8 +117,8 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
 }
 
 /* Call obj.__reduce_ex__(protocol), or __reduce__() if obj has only the latter. `trusted` means that the type
- * implements these methods in C, so the caller has not called prp_before_foreign_code. This function calls it if the
- * instance itself has attributes of these names. */
+ * implements these methods in C, so the caller has not called prp_before_foreign_code. This function calls
+ * prp_before_foreign_code if the instance itself has attributes of these names. */
 static PyObject *ask(prp_saver *s, PyObject *obj, PyTypeObject *type, bool trusted)
 {
     PyObject *method = PRP_FOREIGN(PyObject_GetAttr(obj, prp_g.str_reduce_ex)), *value;

@@ -304,8 +304,8 @@ static Py_ssize_t modules_by_value(prp_saver *s)
     return n;
 }
 
-/* Return whether any module is registered for pickling by value, which we determine once per dump: 1, 0, or -1 with an
- * exception or a restart. */
+/* Return whether any module is registered for pickling by value: 1, 0, or -1 with an exception or a restart. We
+ * determine this once per dump. */
 static int by_value_wanted(prp_saver *s)
 {
     if (s->by_value_wanted < 0) {
@@ -349,7 +349,7 @@ static PyObject *cloudpickle_reducer(prp_saver *s, PyTypeObject *type)
         Py_XDECREF(table);
         return found;
     }
-    /* The table is a ChainMap of dicts, whose lookup method would raise and catch an exception for each map. */
+    /* The table is a ChainMap of dicts. The ChainMap's own lookup would raise and catch an exception for each dict. */
     for (Py_ssize_t i = 0; !found && i < PyList_GET_SIZE(maps); i++) {
         PyObject *map = PyList_GET_ITEM(maps, i);
         found = PyDict_CheckExact(map) ? Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(map, (PyObject *)type)))
@@ -571,7 +571,7 @@ static PyObject *behind(PyObject *found)
         return found;
     PyObject *function =
         Py_IS_TYPE(found, &PyClassMethod_Type) ? PRP_FOREIGN(PyObject_GetAttr(found, prp_g.str_func)) : NULL;
-    Py_XDECREF(function); /* the classmethod keeps it alive */
+    Py_XDECREF(function); /* the classmethod keeps the function alive */
     return function;
 }
 

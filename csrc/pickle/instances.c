@@ -255,7 +255,7 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
         dict = prp_attrs_dict(obj);
         if (!dict)
             return SAVE_ERROR;
-        Py_DECREF(dict); /* the instance holds a reference to it */
+        Py_DECREF(dict); /* the instance holds a reference to the dict */
         where = PRP_ATTRS_DICT;
     }
     if (where == PRP_ATTRS_DICT) {

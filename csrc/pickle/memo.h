@@ -1,14 +1,14 @@
 /* The memo of a pickler maps each object to its memo index in the stream.
  *
  * It is a hash table keyed by identity, with open addressing and linear probing, and at most half full. The hash
- * function preserves the order of addresses within a page and scatters the pages. Objects that were allocated one after
- * the other are usually pickled in this order too, and lie in neighbouring slots, so there are few cache misses and no
- * clustering between pages. A slot belongs to the current dump if it has the current generation; incrementing the
- * generation clears the table.
+ * function preserves the order of addresses within a page, and scatters different pages. Objects that were allocated
+ * one after the other are usually pickled in this order too, and lie in neighbouring slots, so there are few cache
+ * misses and no clustering between pages. A slot belongs to the current dump if it has the current generation;
+ * incrementing the generation clears the table.
  *
  * Ownership: as long as only the pickler's own code has run, no object can have been freed, so entries are borrowed.
  * prp_memo_own() takes a reference to every object in the memo, and from then on each new entry is owned until
- * prp_memo_clear(). This keeps an address from being reused by another object while the memo still contains it.
+ * prp_memo_clear(). So no other object can get an address that the memo still contains.
  */
 #ifndef PRP_MEMO_H
 #define PRP_MEMO_H

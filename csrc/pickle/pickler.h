@@ -1,8 +1,9 @@
 /* The pickler: each `prp_saver` is the state of one pickler.
  *
  * How the pickler writes an object: prp_save() is a loop over an explicit stack of frames on the heap, one per
- * container in progress. It uses the C stack only for foreign code (a recursive call saves a __reduce__ result). So
- * containers nested to any depth need constant C stack, and a check of the C stack limits the recursive calls.
+ * container in progress. The pickler uses the C stack only for foreign code (a recursive call saves a __reduce__
+ * result). So containers nested to any depth need constant C stack, and a check of the C stack limits the recursive
+ * calls.
  *
  * The three modes differ in how closely the opcodes follow the standard library's pickler. Streams of all modes load as
  * the same objects:
@@ -176,8 +177,8 @@ static inline void prp_memo_own_all(prp_saver *s)
         prp_memo_own(&s->memo);
 }
 /* Call this if saving an object's content has already written the object, so that the stream contains its content
- * twice. The reader then creates objects without a memo entry twice and discards one copy, which is correct, but
- * differs from the standard pickler. If the result is true, return, so that the dump restarts. */
+ * twice. The reader then creates objects without a memo entry twice and discards one copy. That is correct, but differs
+ * from the standard pickler. If the result is true, return, so that the dump restarts. */
 static inline bool prp_restart_if_cyclic(prp_saver *s)
 {
     s->restart = s->elide && s->elided;

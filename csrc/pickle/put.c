@@ -214,15 +214,15 @@ int prp_put_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         if (add_array(s, obj, &source) < 0 || write_next_buffer(s, layout->readonly) < 0)
             return SAVE_ERROR;
         if (source.kind == PRP_ARRAY_DIRECT && may_be_shared(obj)) {
-            /* Assign a memo index to the buffer. A new object represents the buffer in the memo, which keeps that
-             * object alive. */
+            /* Assign a memo index to the buffer. A new object represents the buffer in the memo, and the memo keeps
+             * that object alive. */
             PyObject *stand_in = PRP_FOREIGN(PyList_New(0));
             uint32_t index = s->memo.count;
             if (!stand_in || prp_memo_add(&s->memo, stand_in) != PRP_MEMO_ABSENT) {
                 Py_XDECREF(stand_in);
                 return SAVE_ERROR;
             }
-            Py_DECREF(stand_in); /* the memo now owns it */
+            Py_DECREF(stand_in); /* the memo now owns the object */
             s->buffers[s->buffer_count - 1].memo_index = index;
             *s->p++ = OP_MEMOIZE;
         }

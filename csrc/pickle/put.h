@@ -1,8 +1,8 @@
 /* Put mode pickles an object for the store.
  *
  * The stream stays in scratch memory (the text of a large str stays in the str), and data of 1 KiB and more stays in
- * its objects. The result refers to both, and the store copies each byte once, to its final place. The stream is
- * standard protocol 5 without frames.
+ * its objects. The result refers to the stream and to these objects, and the store copies each byte once, to its
+ * final place. The stream is standard protocol 5 without frames.
  *
  * Usage:
  *

@@ -197,7 +197,7 @@ static int save_newobj(prp_saver *s, PyObject *argtup, PyObject *obj)
             PyErr_Clear();
             own = Py_NewRef((PyObject *)Py_TYPE(obj));
         }
-        Py_DECREF(own); /* we only compare its address */
+        Py_DECREF(own); /* we only compare the address */
         if (own != cls)
             return bad("args[0] from __newobj__ args has the wrong class");
     }

@@ -1,4 +1,4 @@
-/* Implements the walk over an object, which writes atoms and built-in containers and uses an explicit stack.
+/* Implements the walk over an object. The walk writes atoms and built-in containers, and uses an explicit stack.
  *
  * prp_save() jumps to `save` with the current object. `save` writes an atom and continues at `done`, or pushes a frame
  * for a container. `done` resumes the topmost frame where that frame stopped; when the stack is as deep as at entry,
@@ -180,8 +180,8 @@ static int write_str_header(prp_saver *s, size_t n, uint8_t *header, size_t *hea
     return 0;
 }
 
-/* For protocol 1 and up. Never request the string's cached UTF-8 form, because that would store a copy of the data in
- * the object. */
+/* This is for protocol 1 and up. Never request the str's cached UTF-8 form, because the request would store a copy of
+ * the text in the str. */
 int prp_write_str(prp_saver *s, PyObject *str)
 {
 #if PY_VERSION_HEX < 0x030C0000
@@ -263,8 +263,8 @@ PRP_COLD void prp_note_index(prp_saver *s, const char *kind, PyObject *holder, P
     PyErr_Restore(type, error, trace);
 }
 
-/* Record which item the frame was saving when it failed. The container may have changed since, so assume nothing about
- * its content. */
+/* Record which item the frame was saving when it failed. The container may have changed since the failure, so assume
+ * nothing about its content. */
 static PRP_COLD void note_step(prp_saver *s, const prp_frame *f)
 {
     PyObject *key = NULL, *value = NULL, *dict;
@@ -916,7 +916,7 @@ tuple: {
         if (PRP_UNLIKELY(index == PRP_MEMO_ERROR))
             goto error;
         if (PRP_UNLIKELY(index >= 0)) {
-            /* The tuple contains itself, and saving its items has already written it: discard this copy. */
+            /* The tuple contains itself, so saving its items has already written the tuple: discard this copy. */
             if (prp_restart_if_cyclic(s))
                 goto error;
             if (n <= 3 && s->proto >= 2) {
@@ -949,7 +949,7 @@ dict: {
         if (f->flags & FRAME_IN_KEY) {
             f->flags &= (uint8_t)~FRAME_IN_KEY;
             obj = f->held;
-            if (s->elide && Py_REFCNT(obj) > 1) { /* the dict still holds it; our reference would make it look shared */
+            if (s->elide && Py_REFCNT(obj) > 1) { /* the dict holds `obj`; our reference would make it look shared */
                 f->held = NULL;
                 Py_DECREF(obj);
             }
@@ -1122,7 +1122,7 @@ set: {
             if (PRP_LIKELY(plain && p < s->limit))
                 WRITE_ATOM(item, NOTHING, continue);
             if (!s->elide)
-                f->held = Py_NewRef(item); /* foreign code may remove it from the set */
+                f->held = Py_NewRef(item); /* foreign code may remove the item from the set */
             obj = item;
             goto save;
         }

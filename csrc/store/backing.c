@@ -4,9 +4,9 @@
  *            killed by the OOM killer.  Freed memory is reused while it is warm, but eventually returned to the
  *            kernel.
  * Algorithm  Before we ask the kernel for pages, we check the headroom of cgroups and machine (headroom.h); then
- *            fill.h chooses how to fill them.  Freed extents stay backed up to a reserve.  The reserve is the
- *            largest of warm_reserve, a quarter of the bytes in use, and the largest extent freed within the last
- *            seconds, so that a loop that puts and drops objects of any size reuses warm pages.
+ *            fill.h chooses how to fill them.  Freed extents stay backed up to a reserve.  The reserve is the largest
+ *            of warm_reserve, a quarter of the bytes in use, and the largest extent freed within the last seconds.
+ *            So a loop that puts and drops objects of any size reuses warm pages.
  * Guarantee  We punch pages only while this client owns their extent (FREEING), so no other process
  *            can be writing there.
  */

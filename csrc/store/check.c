@@ -176,7 +176,7 @@ int prs_check_in_slices(prs_store *s, prs_error *error)
             if (rc < 0)
                 return rc;
             if (wanted)
-                prs_os_sleep(BREATH); /* the waiting client has to wake up first */
+                prs_os_sleep(BREATH); /* let the waiting client wake up first */
         }
     return PRS_OK;
 }
@@ -258,8 +258,8 @@ struct maker {
     int32_t pid; /* 0 if it is not alive */
 };
 
-/* Return the pid of the client that created an object. Return 0 if it has left or died, even if it has not been reaped
- * yet, because another process may have its pid by now. */
+/* Return the pid of the client that created an object. Return 0 if that client has left or died, even if it has not
+ * been reaped yet, because another process may have its pid by now. */
 static int32_t creator_pid(prs_store *s, uint32_t client, uint64_t serial, struct maker *known)
 {
     if (client >= s->super->max_clients)

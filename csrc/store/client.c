@@ -1,22 +1,21 @@
 /* client.c - client slots and the proof that a client is dead.
  *
- * Purpose    A client slot represents one process.  Its index determines the process's bit in the
- *            holders of each object and identifies it in locks and words.  Dead clients must be
- *            detected, and a living client must never be declared dead.
+ * Purpose    A client slot represents one process.  The index of the slot determines the process's bit in the holders
+ *            of each object, and identifies the process in locks and words.  Dead clients must be detected, and a
+ *            living client must never be declared dead.
  * Algorithm  The owner of a slot holds an OFD lock on the slot's byte, past the end of the file.  A
  *            mapping, the anchor, holds the locked open file description: the kernel drops the lock
  *            when the address space ends (exit, exec), but not when other code closes the descriptors.
- *            A client is dead when its byte is free, or when its pid does not exist in a pid namespace
- *            that it shares with the observer.  Nothing else proves a death: /proc may hide a process,
- *            show another namespace, or be missing (docs/internals/liveness.md).  If a process has no
- *            permission to reopen the file (after setuid), it shares its open file description with a
- *            forked child and locks the child's byte through it.  A reaper needs a client slot as well:
- *            if every slot is taken, an attaching process uses the last slot, the janitor's, while it
- *            checks for dead clients.
+ *            A client is dead when its byte is free, or when the client and the observer are in the same pid
+ *            namespace and the client's pid does not exist there.  Nothing else proves a death: /proc may hide a
+ *            process, show another namespace, or be missing (docs/internals/liveness.md).  A process without
+ *            permission to reopen the file (after setuid) shares its open file description with a forked child, and
+ *            locks the child's byte through that description.  A reaper needs a client slot as well: if every slot is
+ *            taken, an attaching process uses the last slot, the janitor's, while it checks for dead clients.
  * Guarantee  The proof never acquires the lock that it tests: F_OFD_SETLK is used on free slots only,
- *            so a process that is stopped during a proof cannot make a dead client look alive.  The
- *            proof tests the lock through fd_ro, whose open file description never holds one, because
- *            a test ignores the locks of its own description.
+ *            so a process that is stopped during a proof cannot make a dead client look alive.  The proof tests the
+ *            lock through fd_ro, whose open file description never holds a lock, because a test ignores the locks of
+ *            the description through which it is made.
  */
 #include "store.h"
 #include <errno.h>
@@ -189,7 +188,7 @@ static void await_birth(prs_store *s)
     uint64_t unborn = in_state(PRS_CLIENT_UNBORN, s->child_incarnation);
     /* unreached: race: a debugger holds the child back */
     if (decided && prs_load_acquire(&s->clients[s->child].state) == unborn)
-        prs_os_unlock_byte(s->fd_rw, byte_of(s->child)); /* any client may reap it now */
+        prs_os_unlock_byte(s->fd_rw, byte_of(s->child)); /* from now on any client may reap the child's slot */
 }
 
 /* Call this before a fork: claim a second client slot, whose lock the child inherits with a separate open file
@@ -236,7 +235,7 @@ void prs_client_inherited(prs_store *s)
         prs_os_close(s->fd_lock);
     s->fd_lock = s->child_fd;
     s->child_fd = -1;
-    if (getppid() != s->pid) /* 0 if the parent is in another namespace, another pid if it has exited */
+    if (getppid() != s->pid) /* the parent is in another namespace (0), or has exited (another pid) */
         s->pid_ns = prs_os_pid_ns();
     s->pid = (int32_t)getpid();
     s->anchor = s->child_anchor; /* fork does not copy the parent's anchor mapping */
@@ -323,7 +322,7 @@ bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
     bool neighbour = s->pid_ns != 0 && prs_load_relaxed(&c->pid_ns) == s->pid_ns;
     if (!(neighbour && prs_os_process_gone((int32_t)pid)) && !byte_free(s, client))
         return false;
-    /* Meanwhile the client may have left and another one may have claimed its slot. */
+    /* Meanwhile the client may have left and another client may have claimed its slot. */
     /* unreached: race 2: the client left and another came while we checked */
     return prs_load_acquire(&c->state) == state && prs_load_acquire(&c->pid) == pid;
 }

@@ -591,7 +591,7 @@ static bool in_its_bin(const prs_store *s, uint32_t i, const prs_extent *e)
 int prs_extent_check_one(prs_store *s, uint32_t i, prs_error *error)
 {
     const prs_arena *a = arena_of(s);
-    const prs_extent copy = *prs_extent_at(s, i), *e = &copy; /* use the same value that we check */
+    const prs_extent copy = *prs_extent_at(s, i), *e = &copy; /* a copy, so that we use the same values that we check */
     uint32_t limit = prs_extents_in_use(s);
     bool used = prs_extent_used(e);
     if (e->size == 0 && !used) {

@@ -11,8 +11,8 @@
  *              open --prs_end--> ending --last use--> closed --last pin--> torn --last window--> freed
  *
  * Guarantee  A pin may be dropped or a window closed at any time, before or after each step.  In a forked child, uses
- *            by the parent's other threads never end: such a handle is closed and torn down, but its address ranges
- *            stay reserved.
+ *            by the parent's other threads never end: prs_release closes and tears down such a handle, but keeps its
+ *            address ranges reserved.
  */
 #include "store.h"
 

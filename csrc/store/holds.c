@@ -2,12 +2,12 @@
  *
  * Purpose    An object whose pickled ref is in flight, and an object to which another object refers,
  *            stay alive even if no process holds them.
- * Algorithm  Such holds are records (links) in a separate table, which clients make and end under the
- *            store lock, and which the slot of the object counts.  A receiver sets its own bit first and
- *            then ends the token.  The edges of an object form a chain that starts at its slot.  The
- *            client that retires the object turns them into its own DYING links; it ends these in a
- *            loop, not by recursion, because each may free a further object.  An edge of kind BYTES is
- *            for a buffer whose bytes are in the other object: it holds these bytes even after prs_free.
+ * Algorithm  Such holds are records (links) in a separate table.  Clients make and end links under the store lock,
+ *            and the slot of an object counts the links that hold it.  A receiver sets its own bit first and then
+ *            ends the token.  The edges of an object form a chain that starts at its slot.  The client that retires
+ *            the object turns these edges into its own DYING links, and ends them in a loop, not by recursion,
+ *            because each ended link may free a further object.  An edge of kind BYTES is for a buffer whose bytes
+ *            are in the other object: such an edge holds these bytes even after prs_free.
  * Guarantee  After a stolen lock prs_links_rebuild recounts the records; meanwhile every object counts
  *            as held.  An object refers only to older objects (with a smaller serial), so the
  *            references form no cycles.
@@ -140,9 +140,9 @@ static int64_t end_gone_tokens(prs_store *s, prs_error *error)
 }
 
 /* Take the store lock, and ensure that there is a free record.  If the length of the table is a power of two, or the
- * table cannot grow, we first search it for tokens whose object no longer exists, so it is never more than twice as
- * long as needed.  If this frees less than a quarter of the table, the table grows, so that many calls share the cost
- * of a search. */
+ * table cannot grow, we first search it for tokens whose object no longer exists, so the table is never more than twice
+ * as long as needed.  If the search frees less than a quarter of the table, the table grows, so that many calls share
+ * the cost of a search. */
 int prs_link_lock(prs_store *s, prs_error *error)
 {
     for (;;) {
@@ -274,7 +274,7 @@ static void end_token(prs_store *s, const prs_token *token)
 int prs_token_claim(prs_store *s, const prs_oid *id, const prs_token *token)
 {
     int rc = prs_ref(s, id);
-    if (rc == PRS_OK || rc == PRS_E_FREED || rc == PRS_E_LOST) /* a missing object may leave its record */
+    if (rc == PRS_OK || rc == PRS_E_FREED || rc == PRS_E_LOST) /* end the token of a missing object, too */
         end_token(s, token);
     return rc;
 }
@@ -343,7 +343,7 @@ void prs_link_splice(prs_store *s, uint32_t outer)
         prs_link *l = &s->links[i];
         uint32_t next = l->next;
         if (!prs_link_is_edge(l->kind) || l->owner != outer)
-            break; /* the chain is damaged: a rebuild finds the rest of it, which holds its objects until then */
+            break; /* the chain is damaged: its other links hold their objects until a rebuild finds them */
         adopt(s, i);
         i = next;
     }

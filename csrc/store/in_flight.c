@@ -1,8 +1,8 @@
 /* in_flight.c - references in flight: list the tokens, and end those of lost messages.
  *
- * Purpose    A lost message leaves its token behind.  Only a caller can know that a message is lost (for
- *            example, it has drained the pipe of a dead worker), so it needs a list of tokens and a call
- *            that ends the tokens of a dead sender.
+ * Purpose    A lost message leaves its token behind.  Only a caller can know that a message is lost (for example,
+ *            because the caller has drained the pipe of a dead worker), so the caller needs a list of tokens and a
+ *            call that ends the tokens of a dead sender.
  * Algorithm  Walk the table of links from a cursor, one batch per acquisition of the store lock, so that we
  *            hold the lock for a short time even if the table is long.  A sender is alive while its client
  *            slot has the incarnation of the link and the client is not proven dead.

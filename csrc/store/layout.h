@@ -122,9 +122,9 @@ enum { PRS_ENDED_DROPPED = 0, PRS_ENDED_FREED = 1, PRS_ENDED_UNSEALED = 2 };
 
 /* ---- extents ----------------------------------------------------------------------------- */
 
-/* A run of bytes of the data area, which a slot uses or which is free.  Written under the store lock.  Invariant: the
- * chain of `next` from the first extent contains every byte of the data area once, in order, and no two free extents
- * are neighbours. */
+/* A run of bytes of the data area. A slot uses the run, or the run is free.  Written under the store lock.  Invariant:
+ * the chain of `next` from the first extent contains every byte of the data area once, in order, and no two free
+ * extents are neighbours. */
 typedef struct prs_extent {
     uint64_t off, size;
     uint32_t prev, next; /* neighbours by address                                        */

@@ -3,14 +3,14 @@
  * Purpose    The lock guards structures that have no lock-free protocol: bins of free extents, the
  *            stacks of free slots and links, counts of links.
  * Algorithm  The lock is one futex word of three fields: client index of the owner (12 bits), its
- *            incarnation (19 bits), waiters (1 bit).  The word is zero if the lock is free.  A private
- *            mutex serializes the threads of a process; its owner spins, then sleeps in slices of 20
- *            ms.  After each slice it checks whether the owner of the word is dead.  If the owner is
- *            proven dead, one waiter replaces the word by its own index and incarnation (CAS), so it
- *            cannot steal the lock from a later client of the same slot.  Before this waiter unlocks,
- *            it rebuilds everything that the lock guards.
- * Guarantee  While we hold the lock, we make no system calls except futex and those of the proof of
- *            death, touch no page for the first time, and allocate no memory.
+ *            incarnation (19 bits), waiters (1 bit).  The word is zero if the lock is free.  A private mutex
+ *            serializes the threads of a process.  The thread that has the mutex spins, then sleeps in slices of 20
+ *            ms, and after each slice checks whether the client in the lock word is dead.  If that client is proven
+ *            dead, one waiter replaces the word by its own index and incarnation.  It does so by a compare-and-swap
+ *            that expects the dead owner's word, so it cannot steal the lock from a later client of the same slot.
+ *            Before this waiter unlocks, it rebuilds everything that the lock guards.
+ * Guarantee  While we hold the lock, we make no system calls except futex and those of the proof of death.  We touch
+ *            no page for the first time, and allocate no memory.
  */
 #include "store.h"
 #include <errno.h>

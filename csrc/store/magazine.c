@@ -2,9 +2,9 @@
  *
  * Purpose    A put or free of a small object accesses no cache line that other clients write.
  * Algorithm  Each client has one stack of RESERVED slots per size class, filled from the shared bins in
- *            batches (Bonwick and Adams, "Magazines and Vmem", 2001).  A client queues slots that do
- *            not fit into a magazine, and all slots with large extents, as "pending", and returns them
- *            to the bins when the store lock is free.
+ *            batches (Bonwick and Adams, "Magazines and Vmem", 2001).  Slots that do not fit into a magazine, and all
+ *            slots with large extents, are "pending": the client queues them, and returns them to the bins when the
+ *            store lock is free.
  * Guarantee  An entry of a magazine does not guarantee that the slot is still reserved: a put claims
  *            the slot by a CAS on word and generation, because a full store reclaims reserved slots
  *            from all clients.  A process that dies leaves RESERVED slots under its client number; its
@@ -132,7 +132,8 @@ static uint32_t magazine_of(const prs_slot *slot, uint64_t cap)
 }
 
 /* Call this under the lock: return the slots for which `pending` had no room. Skip a slot whose size fits a magazine,
- * because it may be in a magazine. If it is in none, it wastes a little memory until the store is full. */
+ * because the slot may be in a magazine. A skipped slot that is in no magazine wastes a little memory until the store
+ * is full. */
 static void give_overflowed(prs_store *s)
 {
     prs_store_relaxed(&s->overflowed, 0);

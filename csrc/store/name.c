@@ -166,7 +166,7 @@ int prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id)
     if (i == PRS_NIL)
         return PRS_E_NOTFOUND;
     rc = prs_ref(s, id);
-    if (rc == PRS_OK && (rc = prs_state(s, id)) != PRS_OK) /* the object was freed, but we still hold it */
+    if (rc == PRS_OK && (rc = prs_state(s, id)) != PRS_OK) /* the object was freed: drop our new ref */
         prs_unref(s, id);
     return rc == PRS_E_LOST || rc == PRS_E_FREED ? PRS_E_NOTFOUND : rc;
 }

@@ -8,12 +8,11 @@
  *            then reads the word; to free, it moves the word from SEALED to FREEING, then reads the
  *            bits.  All four accesses are seq_cst, so at least one of the two clients sees the
  *            other's write (the store-buffering pattern).  But a scan of many bits is not atomic:
- *            it may miss a holder that replaces one bit by another (a ref by a pin, its own bit by
- *            that of its forked child).  So a new holder that reads FREEING marks the word (HELD);
- *            the freer ends its scan by a compare-and-swap of the word it began with, and scans
- *            again if the word is marked.  A freer that sees a bit sets the word back to SEALED and
- *            scans once more, because meanwhile the last holder may have released the object and
- *            relied on this client to free it.
+ *            it may miss a holder that replaces one bit by another (a ref by a pin, or the holder's own bit by that
+ *            of its forked child).  So a new holder that reads FREEING marks the word (HELD); the freeing client ends
+ *            its scan by a compare-and-swap that expects the word it began with, and scans again if the word is
+ *            marked.  If the freeing client sees a bit, it sets the word back to SEALED and scans once more, because
+ *            meanwhile the last holder may have released the object and relied on this client to free it.
  * Guarantee  The bytes of a pinned object do not move or change.  Holding and releasing never wait
  *            for another client, even if that is stopped or dead.
  */
@@ -92,8 +91,8 @@ void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word)
         prs_futex_wake(&s->super->epoch, INT32_MAX);
 }
 
-/* Retire our slot, which is FREEING and for which we saw no holder. If its word has changed since we
- * read it, store the current word in *word and return false. */
+/* Retire our slot, which is FREEING and for which we saw no holder. If the slot's word has changed since we read the
+ * word, store the current one in *word and return false. */
 static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
 {
     prs_slot *slot = prs_slot_at(s, i);
@@ -110,7 +109,7 @@ static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
     uint64_t cap = prs_load_relaxed(&slot->cap);
     bool punch = !file && cap >= PRS_SMALL_MAX && prs_load_relaxed(&slot->size) && /* 0 for slots of prs_trim */
                  prs_beyond_reserve(s, cap);
-    bool first = file || punch; /* do this work first, so that no other client sees or undoes it halfway */
+    bool first = file || punch; /* do this work before other clients can reclaim the RESERVED slot */
     uint64_t next = first ? prs_word(generation, s->me, PRS_STATE_FREEING | PRS_WORD_FREED) | file : reserved;
     uint64_t old = *word;
     if (!prs_cas_seqcst(&slot->word, word, next))
@@ -144,7 +143,7 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
         if (prs_word_state(word) != PRS_STATE_FREEING || prs_word_client(word) != s->me)
             return; /* another client declared us dead and took over */
         PRS_POINT(freeing);
-        if (word & PRS_WORD_HELD) { /* clear HELD before the scan, so that a later holder sets it again */
+        if (word & PRS_WORD_HELD) { /* clear HELD before the scan, so that a later holder sets HELD again */
             /* unreached: race */
             if (!prs_cas_seqcst(&slot->word, &word, word & ~(uint64_t)PRS_WORD_HELD))
                 continue;
@@ -167,7 +166,7 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
         word = (prs_word(prs_word_generation(sealed), s->me, PRS_STATE_FREEING)) | (sealed & PRS_FLAGS_MASK);
         /* unreached: race */
         if (!prs_cas_seqcst(&slot->word, &sealed, word))
-            return; /* the client that changed it has taken over */
+            return; /* another client has changed the word, and so has taken over */
     }
 }
 
@@ -285,7 +284,7 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
         case PRS_STATE_FREEING:
             /* unreached: race 3: another client is freeing it */
             if ((word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_HELD))
-                return PRS_OK; /* the freer must scan again, and then sees our bit */
+                return PRS_OK; /* the freeing client must scan again, and then sees our bit */
             break;
         case PRS_STATE_SPILLING: /* allow refs, and pins of the spilling thread */
             /* unreached: compiler 2: the result is known for pins or for refs */
@@ -300,8 +299,8 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
     return matches(slot, word, id) ? freed_status(slot, id) : lost_status(slot, id);
 }
 
-/* Clear a bit that we set for an object that no longer exists. Like any cleared bit, it may have been the last hold on
- * the slot's object. */
+/* Clear a bit that we set for an object that no longer exists. Like the clearing of any bit, this may end
+ * the last hold on the slot's current object. */
 static void undo(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits)
 {
     (void)slot;
@@ -443,7 +442,8 @@ void prs_unpin(prs_store *s, const prs_oid *id)
     prs_file_map *map = last ? p->map : NULL;
     if (map)
         p->map = NULL;
-    /* prs_close no longer counts this pin, so count the rest of this call as a pin. */
+    /* If another thread calls prs_close now, it does not count this pin any more. So count the rest of this call as a
+     * pin. */
     bool counted = last && (closed || map || (!s->orphan && !ours));
     if (counted && !closed)
         prs_fetch_add_seqcst(&s->pinned_slots, 1);
@@ -703,7 +703,7 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
     prs_slot *slot = prs_slot_at(s, draft->id.slot);
     uint64_t word = prs_load_relaxed(&slot->word), ours;
     if (draft->window && !prs_window_abandon(s, draft, keep_window))
-        return; /* its window is still writable, so the object stays unsealed until this process ends */
+        return; /* the window is still writable, so the object stays unsealed until this process ends */
     draft->window = NULL;
     do {
         /* unreached: impossible: an orphan's drafts are its parent's */

@@ -76,15 +76,15 @@ int prs_attach_path(prs_store **out, const char *path, const prs_options *option
 /* Attach through /proc/<pid>/fd: try `fd` first (-1: none), then every descriptor of that process. The
  * store's id must be `store` (0: any).  Return PRS_E_NOTFOUND if the process has no such store open. */
 int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options, prs_error *error);
-/* Leave the store: release the refs and magazines of this handle. The mapping exists until the last pin
- * of this handle is dropped (prs_unpin may still be called); all other calls return PRS_E_CLOSED. A
- * second prs_close has no effect. */
+/* Leave the store: release the refs and magazines of this handle. The mapping exists until the last pin of this handle
+ * is dropped, so prs_unpin may still be called; all other calls return PRS_E_CLOSED. A second prs_close has no
+ * effect. */
 void prs_close(prs_store *store);
-/* Functions for the lifetime of a handle.  They are for callers with a global lock that they release only to wait, such
- * as an interpreter.  Call them with that lock held, but call prs_release without it.  A use is a call or draft during
- * which other threads may run. prs_end: from now on no use may begin; return true if there is none. prs_unuse: end a
- * use; return true if it was the last one of an ended handle.  If either returns true, the caller must call
- * prs_release. */
+/* Functions for the lifetime of a handle.  They are for a caller, such as an interpreter, with a global lock that it
+ * releases only to wait.  Call these functions with that lock held, but call prs_release without the lock.  A use is a
+ * call or draft during which other threads may run. prs_end: from now on no use may begin; return true if no use is in
+ * progress. prs_unuse: end a use; return true if it was the last one of an ended handle.  If either returns true, the
+ * caller must call prs_release. */
 void prs_use(prs_store *store);
 bool prs_unuse(prs_store *store);
 bool prs_end(prs_store *store);
@@ -102,8 +102,8 @@ uint64_t prs_capacity(const prs_store *store);
 /* Get the options that the store was created with, and the lock_timeout and flags of this handle.  `path` and
  * `spill_dir` are NULL: see prs_spill_directory. */
 void prs_chosen(const prs_store *store, prs_options *out);
-/* Return the default capacity before limits of this process reduced it. Return 0 if no limit did, or if another process
- * created the store. */
+/* Return the default capacity before limits of this process reduced it. Return 0 if no limit reduced it, or if another
+ * process created the store. */
 uint64_t prs_shrunk_from(const prs_store *store);
 /* Get the pid of this process, its start time and a descriptor number. Other processes can attach with these. */
 void prs_locator(prs_store *store, int32_t *pid, uint64_t *start_time, int32_t *fd);
@@ -114,9 +114,9 @@ int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap);
 /* List the pids of the living clients; return their number (at most cap). */
 int prs_client_pids(prs_store *store, int32_t *pids, int cap);
 
-/* Mark this client as leaving; it may still use the store until it closes it.  Return whether all other living clients
- * are leaving, too, in which case the caller can remove the store's file.  Two clients that leave at the same time do
- * not wait for each other to close. */
+/* Mark this client as leaving; the client may still use the store until prs_close.  Return whether all other living
+ * clients are leaving, too, in which case the caller can remove the store's file.  Two clients that leave at the same
+ * time do not wait for each other to close. */
 bool prs_leave(prs_store *store);
 
 /* ---- putting ------------------------------------------------------------------ */
@@ -148,8 +148,8 @@ int prs_write_strided(prs_store *store, prs_draft *draft, uint64_t at, const voi
 /* Record that the draft refers to another object of this store, which must be alive and held
  * by the caller; the draft holds it from now on.  Needs PRS_ALLOC_ORDERED. */
 int prs_add_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error);
-/* Do the same for a draft that uses bytes of `inner`, which the caller has pinned: these bytes stay allocated until the
- * draft's object is freed, even after prs_free of `inner`. */
+/* Do the same for a draft that uses bytes of `inner`, which the caller has pinned. The bytes of `inner` stay allocated
+ * until the draft's object is freed, even after prs_free of `inner`. */
 int prs_add_bytes_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error);
 /* Publish the draft. The caller then owns one private reference (as after prs_ref).  Windows become read-only and stay
  * mapped until prs_window_close. */
@@ -224,7 +224,7 @@ int prs_token_take(prs_store *store, const prs_oid *id, int kind, prs_token *tok
 int prs_token_take_noted(prs_store *store, const prs_oid *id, int kind, uint32_t note, prs_token *token);
 /* Take a reference like prs_ref, then end the token if it still exists. */
 int prs_token_claim(prs_store *store, const prs_oid *id, const prs_token *token);
-/* End a token that this caller took, which may free the object. A second call has no effect. */
+/* End a token that this caller took; this may free the object. A second call has no effect. */
 void prs_token_drop(prs_store *store, const prs_oid *id, const prs_token *token);
 
 /* A token and its sender, as listed by prs_flights. */
@@ -243,10 +243,10 @@ typedef struct prs_flight {
 
 /* List at most `cap` tokens from *cursor on; return their number (0: no more), or an error. */
 int prs_flights(prs_store *store, uint32_t *cursor, prs_flight *out, int cap, prs_error *error);
-/* End the tokens of lost messages, that is, tokens of kind ONCE that are at least `min_age` ns old (to the second)
- * and whose sender is no longer a client (if `pid` is not 0, only those sent by that process), and all tokens whose
- * object no longer exists.  Return their number, or an error.  Call this only if those messages can no longer be
- * received. */
+/* End the tokens of lost messages: tokens of kind ONCE that are at least `min_age` ns old (to the second) and whose
+ * sender is no longer a client.  If `pid` is not 0, end only those that process `pid` sent.  Also end all tokens whose
+ * object no longer exists.  Return the number of ended tokens, or an error.  Call this only if those messages can no
+ * longer be received. */
 int prs_flights_end(prs_store *store, int32_t pid, int64_t min_age, prs_error *error);
 
 /* ---- names --------------------------------------------------------------------------------- */
@@ -256,8 +256,8 @@ int prs_flights_end(prs_store *store, int32_t pid, int64_t min_age, prs_error *e
 /* Bind a name to a sealed object, which is then kept until it is freed or the store ends.  Return
  * PRS_E_EXISTS if a living object has the name.  The caller must hold a ref. */
 int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_error *error);
-/* Do the same if `keep` is true. If it is false, the name does not keep the object, and ends with the object's last
- * holder. */
+/* Do the same if `keep` is true. If `keep` is false, the name does not keep the object alive, and ends with the
+ * object's last holder. */
 int prs_name_bind_as(prs_store *store, const char *name, size_t len, const prs_oid *id, bool keep, prs_error *error);
 /* Find the object of a name and take a reference as prs_ref does. Return PRS_E_NOTFOUND if no object has the name. */
 int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id);
@@ -267,8 +267,8 @@ int prs_name_next(prs_store *store, uint32_t *cursor, char text[PRS_NAME_MAX + 1
 /* ---- spill files in the caller's format ------------------------------------------------------- */
 
 /* The engine contains no compressor and no hash function.  In a store created with a PRS_OPEN_SPILL_* flag the caller
- * spills and restores objects: when prs_alloc returns PRS_E_FULL or prs_pin returns PRS_E_SPILLED, the caller writes
- * or reads the bytes between the calls below, none of which holds a lock after it has returned.  In such a store each
+ * spills and restores objects: when prs_alloc returns PRS_E_FULL or prs_pin returns PRS_E_SPILLED, the caller writes or
+ * reads the bytes between the calls below.  None of these calls holds a lock after its return.  In such a store each
  * file ends with a prs_spill_trailer. */
 
 #define PRS_SPILL_MAGIC 0x46535250u /* "PRSF" */
@@ -393,8 +393,8 @@ int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap);
 int prs_reap_dead(prs_store *store, int64_t min_age);
 /* Return freed pages beyond `keep` bytes to the kernel; return the number of bytes. */
 uint64_t prs_trim(prs_store *store, uint64_t keep);
-/* Find the stores with files in a spill directory that provably no longer exist, and remove their files
- * unless `dry` is true. Return the number of these stores, or -errno. */
+/* Find the stores that have files in a spill directory, but provably no longer exist, and remove these files unless
+ * `dry` is true. Return the number of these stores, or -errno. */
 int prs_spill_clean(const char *directory, bool dry);
 #define PRS_SPILL_DIR_MAX 4096 /* in bytes, including the NUL */
 /* The store's spill directory, "" if it has none. Valid until prs_dispose. */

@@ -75,7 +75,7 @@ void prs_client_recover_slots(prs_store *s, uint32_t client)
             prs_fetch_and_seqcst(pins, ~bit);
             PRS_POINT(reap_bits);
         }
-        prs_try_free(s, i); /* also if its bit is clear: it may have died between clearing the bit and freeing */
+        prs_try_free(s, i); /* also if the bit is clear: the client may have died before freeing */
     }
 }
 
@@ -92,7 +92,7 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
         uint32_t reaper = (uint32_t)(state >> 8) & 0xFFFFu;
         /* unreached: race: another thread is reaping it */
         if (reaper == s->me && state == ours)
-            return PRS_OK; /* another thread of ours is reaping it */
+            return PRS_OK; /* another thread of ours is reaping the client */
         /* unreached: race: another client is reaping it */
         if (prs_client_is(s, reaper, (uint32_t)(state >> 32)) && !prs_client_dead(s, reaper))
             return PRS_OK;

@@ -1,10 +1,10 @@
 /* segment.c - creating, finding, validating and leaving a segment.
  *
  * Purpose    Create a store or open an existing one, and make this process its client.
- * Algorithm  A new segment is a memfd, or an unnamed file on tmpfs that we link to its path as the last step,
- *            so that no process can open a segment whose superblock is incomplete.  To attach, we copy the
- *            superblock to private memory, recompute the layout from its sizes and compare the two layouts
- *            before we map anything; then we check the tables under the store lock, a slice at a time.
+ * Algorithm  A new segment is a memfd, or an unnamed file on tmpfs.  We link an unnamed file to its path as the last
+ *            step, so that no process can open a segment whose superblock is incomplete.  To attach, we copy the
+ *            superblock to private memory, recompute the layout from its sizes and compare the two layouts before we
+ *            map anything; then we check the tables under the store lock, a slice at a time.
  * Guarantee  No size or offset from the file is used before it is checked.  The page of constants and the
  *            data area are mapped read-only, from a descriptor that cannot write.
  */
@@ -21,7 +21,7 @@
 #define CAPACITY_LEAST (16u * 1024 * 1024) /* we do not shrink a default below this */
 #define ROOM_LEFT ((size_t)64 << 20)
 #define SLOTS_MIN (1u << 20)
-#define SLOTS_LEAST (1u << 14) /* used if a limit of the process does not allow more */
+#define SLOTS_LEAST (1u << 14) /* the default if a limit of the process does not allow more */
 #define SLOTS_MAX (1u << 24)
 
 /* ---- layout ------------------------------------------------------------------------------------- */
@@ -150,7 +150,7 @@ void prs_discard(prs_store *s)
 static int reopen(const prs_store *s, bool writable)
 {
     int fd = prs_os_reopen(s->fd_rw, writable);
-    if (fd < 0 && s->path) { /* open it by path if /proc is missing */
+    if (fd < 0 && s->path) { /* open the file by its path if /proc is missing */
         prs_error ignored;
         /* unreached: kernel: no /proc */
         if (prs_os_open_file(s->path, &fd, &ignored) < 0)
@@ -318,7 +318,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
         goto fail;
     }
     if (!s->path)
-        (void)prs_os_seal(fd); /* may fail on some kernels; only our own code could shrink the file */
+        (void)prs_os_seal(fd); /* this may fail on some kernels, but only our own code could shrink the file */
     PRS_POINT(segment_sized);
     /* unreached: uninjected: fstat */
     if ((rc = prs_os_inspect(fd, &s->file, &size, error)) < 0 || (rc = map_all(s, &plan, error)) < 0)

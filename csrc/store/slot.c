@@ -3,8 +3,8 @@
  * Purpose    Slots have fixed indices. The table may have millions of slots, but uses memory only for
  *            those that were needed.
  * Algorithm  The table is a sparse range of the file.  A chunk of 1,024 slots, with the extent
- *            descriptors that go with it, is first backed without the lock (because this can fail
- *            or fault), then published under the lock by raising `published`.
+ *            descriptors that go with it, is first backed without the lock (because backing can fail or fault), then
+ *            published under the lock by raising `published`.
  * Guarantee  No client touches an unpublished entry, because even a read allocates the page of a
  *            hole in a shared mapping.
  */

@@ -3,7 +3,7 @@
  * Purpose    Tools can show the contents of a store without changing it, even if all its processes have crashed.
  * Algorithm  We copy the tables (everything before the data area), except holes, to a private file; the caller
  *            becomes a client of the copy.  In the copy, the spill directory is empty and the last check for
- *            dead clients is set to the current time, so the caller reaps, frees and removes nothing.  It has
+ *            dead clients is set to the current time, so the caller reaps, frees and removes nothing.  The copy has
  *            the size of the original, but no data: pinned objects contain zeros.
  * Guarantee  We open the original read-only.  The copy is validated like any store on attach; if other processes
  *            change the tables during the copy, it may be refused as corrupt.

@@ -80,9 +80,8 @@ int prs_spill_clean(const char *directory, bool dry)
     return rc < 0 ? rc : c.found;
 }
 
-/* Open the directory and take a shared lock on it. Return -EAGAIN if, between two of these calls, a process that cleans
- * up may have removed the directory as that of a dead store, so that we may have locked a file that no longer has a
- * name. */
+/* Open the directory and take a shared lock on it. Return -EAGAIN if another process may have removed the directory
+ * meanwhile, because it took the store for dead: the file that we locked may then have no name any more. */
 static int open_locked(int top, const char *name, bool create, int *fd, int *lock)
 {
     int rc = create ? prs_os_make_directory(top, name) : 0;
@@ -167,7 +166,8 @@ int prs_spill_open(prs_store *s, bool create, prs_error *error)
 }
 
 /* The last client removes the directory. It tests for other clients through a new descriptor, because our parent
- * process may share the open file description of the old one, and a lock on that would prove nothing. */
+ * process may share the open file description of the old descriptor, and a lock on a shared description would prove
+ * nothing. */
 void prs_spill_close(prs_store *s)
 {
     bool entered = prs_os_same(s->fd_spill, &s->spill_file);
@@ -228,7 +228,7 @@ static int find_again(prs_store *s)
     return prs_spill_open(s, false, &ignored) == PRS_OK ? s->fd_spill : -EBADF;
 }
 
-/* Return the directory's descriptor; open it again, one thread at a time, if other code closed ours. */
+/* Return the directory's descriptor; if other code closed it, open the directory again, one thread at a time. */
 static int directory(prs_store *s)
 {
     if (PRS_LIKELY(prs_os_same(s->fd_spill, &s->spill_file) && prs_os_same(s->fd_spill_lock, &s->spill_lock_file)))
@@ -334,7 +334,7 @@ void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i)
 }
 
 /* Objects that calls of this thread are writing to files, innermost first.  Code that runs during such a call (for
- * example the caller's file writer) may get one of these objects, and would wait for it forever. */
+ * example the caller's file writer) may get one of these objects, and would wait forever for the end of the write. */
 static __thread prs_spill_job *writing;
 
 bool prs_spill_by_us(const prs_store *s, uint32_t slot)
@@ -379,8 +379,8 @@ void prs_spill_cancel(prs_store *s, prs_spill_job *job)
         prs_spill_undo(s, job->id.slot, word);
 }
 
-/* Create a new file, so that a spiller that was declared dead cannot write to it through a file it opened under that
- * name. */
+/* Always create a new file: a spiller that was declared dead may still have an older file of that name open, and must
+ * not write to ours. */
 static int create_file(prs_store *s, prs_spill_job *job, prs_error *error)
 {
     uint32_t i = job->id.slot;
@@ -396,7 +396,7 @@ static int create_file(prs_store *s, prs_spill_job *job, prs_error *error)
     /* unreached: failing */
     int failed = job->fd < 0 ? job->fd : PRS_POINT_ERRNO(spill_created) ? -ENOSPC : 0;
     /* unreached: race: another process created a file of this name */
-    if (failed == -EEXIST) /* another spiller, or this one, was wrongly declared dead */
+    if (failed == -EEXIST) /* this spiller or another one was wrongly declared dead */
         return PRS_E_AGAIN;
     return failed < 0 ? prs_spill_disk(s, failed, job->size, error) : PRS_OK;
 }
@@ -609,7 +609,7 @@ int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_
     int rc = map ? PRS_OK : PRS_E_NOMEM;
     /* unreached: uninjected: malloc */
     if (rc == PRS_OK && prs_os_length(fd) < size)
-        rc = PRS_E_CORRUPT; /* truncated: reading its pages would raise SIGBUS */
+        rc = PRS_E_CORRUPT; /* the file is truncated: reading its pages would raise SIGBUS */
     if (rc == PRS_OK) {
         map->restored = false;
         /* unreached: impossible: an object without bytes is never spilled */

@@ -145,7 +145,7 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
             rc = prs_fail(error, PRS_E_NOMEM, errno, "no memory to restore an object of %llu bytes",
                           (unsigned long long)size);
         else if (!raw)
-            r->fd = fd; /* read, not mapped: if another process truncates the file, we get an error, not a signal */
+            r->fd = fd; /* the caller reads the file, because a truncated mapping raises SIGBUS */
     }
     if (r->fd < 0)
         prs_os_close(fd);

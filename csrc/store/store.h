@@ -57,7 +57,7 @@
  * guards it. */
 typedef struct prs_private {
     uint64_t serial;
-    prs_atomic_u32 refs; /* atomic, because it is also read without the shard's lock */
+    prs_atomic_u32 refs; /* atomic, because some code reads it without the shard's lock */
     prs_atomic_u32 pins;
     struct prs_file_map *map; /* the mapped file of a pinned, spilled object */
 } prs_private;
@@ -122,7 +122,7 @@ struct prs_store {
     uint32_t my_word; /* holder word and bit of this client                     */
     uint64_t my_bit;
     int fd_rw, fd_ro;
-    int fd_lock;                 /* its open file description holds our lock; -1: that of fd_rw does (client.c)   */
+    int fd_lock;                 /* its open file description holds our lock; -1: that of fd_rw holds it          */
     void *anchor;                /* a mapping that keeps the lock when descriptors are closed                */
     prs_spin spill_again;        /* held while a thread reopens the two descriptors below */
     int fd_spill, fd_spill_lock; /* this store's spill directory, and its lock file with a shared lock */
@@ -141,7 +141,7 @@ struct prs_store {
     prs_atomic_u32 slots_seen, links_seen; /* number of entries already mapped in this process */
     prs_headroom headroom;
 
-    prs_atomic_u32 mutex; /* we take it before the store lock */
+    prs_atomic_u32 mutex; /* a thread takes this mutex before the store lock */
     prs_spin serial_lock;
     uint64_t serial_next, serial_end;
     prs_spin pending_lock;
@@ -258,8 +258,8 @@ void prs_extent_init(prs_store *s);
 prs_extent *prs_extent_at(const prs_store *s, uint32_t i);
 /* Return the index of a used extent of at least `size` bytes, or PRS_NIL. */
 uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot);
-/* Free the extent of a slot.  If the extent does not belong to the slot, or is outside of the data area, it stays
- * allocated until a rebuild, because its bytes may belong to another object. */
+/* Free the extent of a slot.  If the extent does not belong to the slot, or is outside of the data area, the extent
+ * stays allocated until a rebuild, because its bytes may belong to another object. */
 void prs_extent_free(prs_store *s, uint32_t extent, uint32_t slot);
 #define PRS_WARM_MIN (64u * 1024u) /* smaller free extents stay backed */
 #define PRS_WARM_LOOKS 4096u       /* free extents checked per acquisition of the lock */
@@ -281,8 +281,8 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error);
 int prs_links_grow(prs_store *s, uint32_t had, prs_error *error);
 /* Map the chunks that other clients published, to avoid page faults under the lock. */
 int prs_tables_prefault(prs_store *s);
-/* Take the store lock such that every published slot and link is mapped in this process; without the lock no client can
- * publish more. */
+/* Take the store lock, and ensure that every published slot and link is mapped in this process. No other client can
+ * publish more while we hold the lock. */
 int prs_lock_tables(prs_store *s, prs_error *error);
 bool prs_trylock_tables(prs_store *s);
 uint32_t prs_slot_take(prs_store *s);            /* call under the lock; returns PRS_NIL if there is none */
@@ -330,15 +330,16 @@ int prs_slot_alloc_warm(prs_store *s, uint32_t *slot, uint64_t *word);
 /* Allocate a slot in state CREATING without an extent. */
 int prs_slot_alloc_spilled(prs_store *s, uint32_t *slot, uint64_t *word, prs_error *error);
 int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *slot, uint64_t *word, prs_error *error);
-/* Return a damaged slot in state CREATING whose id no other code knows yet. Do not put it into a magazine, where the
- * next put would find it, and do not punch its pages, because they may belong to another object. */
+/* Give back a damaged slot in state CREATING whose id no other code knows yet. This function does not put the slot into
+ * a magazine, where the next put would find it. It does not punch the slot's pages, because they may belong to another
+ * object. */
 void prs_slot_return(prs_store *s, uint32_t slot, uint64_t word);
 /* Put a slot that this process has just retired (RESERVED) into a magazine or the pending list. Never blocks. */
 void prs_magazine_put(prs_store *s, uint32_t slot, uint32_t generation);
 /* Do the same, but never put it into a magazine. */
 void prs_deferred_push(prs_store *s, uint32_t slot, uint32_t generation);
-/* Return pending slots to the shared bins and end dying edges, until none of either is left. Without
- * `block`, give up if another client holds the store lock. */
+/* Return pending slots to the shared bins and end dying edges, until neither pending slots nor dying edges are left.
+ * Without `block`, give up if another client holds the store lock. */
 void prs_deferred_run(prs_store *s, bool block);
 /* Do the same, and also empty the magazines. */
 void prs_magazines_flush(prs_store *s);
@@ -357,9 +358,10 @@ int prs_link_check_one(prs_store *s, uint32_t link, prs_error *error);
 uint32_t prs_links_in_use(const prs_store *s);
 bool prs_link_may_be_free(const prs_store *s, uint32_t link);
 
-/* These functions take the store lock and ensure a free record; make a record that holds `id` (PRS_NIL: the object no
- * longer exists; `undone`: try to free the object after unlocking); and end a record (return the slot to try to free
- * after unlocking, or PRS_NIL). */
+/* prs_link_lock takes the store lock and ensures that there is a free record. prs_link_make makes a record that holds
+ * `id`; it returns PRS_NIL if the object no longer exists. If prs_link_make sets `undone`, the caller must try to free
+ * the object after unlocking. prs_link_end ends a record, and returns the slot to try to free after unlocking, or
+ * PRS_NIL. */
 int prs_link_lock(prs_store *s, prs_error *error);
 uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
                        uint32_t next, bool *undone);
@@ -382,7 +384,7 @@ bool prs_slot_adopt(prs_store *s, uint32_t slot, uint64_t word);
 void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word);
 bool prs_held(prs_store *s, prs_slot *slot, bool freed);
 bool prs_pinned(const prs_store *s, prs_slot *slot);
-/* Pin an object; view->data is NULL if it is in a file that is not mapped in this process. prs_pin_file then
+/* Pin an object; view->data is NULL if the object is in a file that is not mapped in this process. prs_pin_file then
  * sets the mapping and owns it, whether or not the slot needs it. */
 int prs_pin_bare(prs_store *s, const prs_oid *id, bool named, prs_view *view);
 void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *view);

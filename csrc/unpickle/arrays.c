@@ -66,8 +66,8 @@ int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *mem
         view = PyPickleBuffer_GetBuffer(buffer);
         if (!view)
             return -1;
-        /* If an exporter does not count its exports (ndarray, bytes), a reference is enough to keep its memory
-         * valid. */
+        /* If an exporter does not count its exports (ndarray, bytes), a reference to the exporter is enough to keep its
+         * memory valid. */
         if (view->obj && all_bytes(view) && Py_TYPE(view->obj)->tp_as_buffer &&
             !Py_TYPE(view->obj)->tp_as_buffer->bf_releasebuffer) {
             memory->data = view->buf;

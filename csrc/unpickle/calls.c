@@ -201,7 +201,7 @@ static PyObject *enum_member(prp_loader *L, const prp_class_plan *plan, PyTypeOb
     if ((members_known(plan) && plan->inert_members) || prp_load_foreign(L) == 0)
         member = Py_XNewRef(PRP_FOREIGN(PyDict_GetItemWithError(members, argv[0])));
     PRP_FOREIGN_VOID(Py_DECREF(members));
-    /* Enum treats these errors as "not found", and the normal call then searches. */
+    /* Enum treats these errors as "not found": leave the search for the member to the normal call. */
     if (!member && prp_forgive(PyExc_KeyError) < 0)
         (void)prp_forgive(PyExc_TypeError);
     return member;

@@ -277,7 +277,7 @@ static PRP_COLD const prp_class_plan *make_plan(prp_loader *L, PyTypeObject *typ
     int failed = prp_forgive_refusal();
     if (!failed)
         prp_plan_forget(
-            &set[1]); /* replace the older of the two; its type may be freed already, so we only compare its address */
+            &set[1]); /* replace the older plan; its type may be freed already, so only compare the type's address */
     bool kept = !failed && prp_type_version_now(type) == version;
     if (kept) {
         set[1] = set[0];
@@ -285,7 +285,7 @@ static PRP_COLD const prp_class_plan *make_plan(prp_loader *L, PyTypeObject *typ
     } else {
         prp_plan_forget(&made);
     }
-    Py_DECREF(type); /* this is not the last reference, because an object of the stream holds one */
+    Py_DECREF(type); /* this is not the last reference: an object of the stream holds another one */
     if (paused)
         prp_load_own(L);
     return failed ? NULL : kept ? &set[0] : unknown;

@@ -4,8 +4,8 @@
  * prp_loader_release() makes it idle again. So only the load that owns a context changes its tables. If Python code
  * that runs in the middle of this load starts another load, that load uses a different context.
  *
- * The tables also contain facts about the rest of the process (versions of classes and dicts, borrowed pointers). Such
- * code can make these facts stale, so we check them at each use.
+ * The tables also contain facts about the rest of the process (versions of classes and dicts, borrowed pointers).
+ * Python code that runs in the middle of a load can make these facts stale, so we check them at each use.
  */
 #ifndef PRP_CONTEXT_H
 #define PRP_CONTEXT_H

@@ -2,9 +2,9 @@
  *
  * Document records, rows and configurations repeat the same few keys in the same order. When a sequence of str keys
  * occurs the second time, we keep a template dict, the "pattern", with these keys and with None as each value. Each
- * further dict begins as a copy of the pattern, which copies the hash table as one block of memory; we then overwrite
- * the Nones. Keys are compared by identity; thanks to the memo and the key cache, equal keys are usually identical. The
- * table has at most PRP_PATTERNS patterns of at most PATTERN_KEYS keys.
+ * further dict begins as a copy of the pattern. To make this copy, we copy the hash table as one block of memory, and
+ * then overwrite the Nones. Keys are compared by identity; thanks to the memo and the key cache, equal keys are
+ * usually identical. The table has at most PRP_PATTERNS patterns of at most PATTERN_KEYS keys.
  */
 #include "context.h"
 

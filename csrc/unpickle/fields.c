@@ -1,9 +1,9 @@
 /* Reads all attributes of an instance in one loop.
  *
- * Instances of one class have the same names in the same order (later ones as GETs of the first one's), and most values
- * are atoms. After the MARK of a pending state (state.c) a tight loop reads the values of such fields; if all names
- * match, the values go directly into the instance. A different field ends the loop: the names and values read so far
- * are pushed as the opcodes would have pushed them, and the opcode loop continues there.
+ * Instances of one class have the same names in the same order (after the first instance, the stream has GETs of
+ * these names), and most values are atoms. After the MARK of a pending state (state.c) a tight loop reads the values
+ * of such fields; if all names match, the values go directly into the instance. A different field ends the loop: the
+ * names and values read so far are pushed as the opcodes would have pushed them, and the opcode loop continues there.
  */
 #include "unpickler.h"
 #include "opcodes.h"

@@ -242,7 +242,7 @@ static bool is_initializing(PyObject *dict)
     if (!spec || spec == Py_None)
         return PyErr_Occurred() != NULL;
     if ((PyObject *)Py_TYPE(spec) != module_spec)
-        return true; /* reading its attributes may run foreign code, so leave that to the import system */
+        return true; /* reading its attributes may run foreign code: leave it to the import system */
     PyObject *initializing;
     Py_INCREF(spec);
     int has = prp_optional_attr(spec, text_initializing, &initializing);
@@ -302,7 +302,7 @@ static PyObject *find_class(prp_loader *L, prp_context *context, PyObject *modul
         slot = NULL;
     PyObject *value = NULL;
     if (L->allow && prp_load_is_nested_stream(module, name)) {
-        value = prp_load_nested_stream(L); /* the replacement is restricted too, so `allow` need not name it */
+        value = prp_load_nested_stream(L); /* the replacement has the same restrictions, so `allow` need not name it */
     } else if (!L->allow || check_slot(L, context, module, name, slot) == 0) {
         value = L->allow ? prp_load_safe_codec(module, name) : NULL;
         if (!value && !PyErr_Occurred())

@@ -105,7 +105,7 @@ static PyObject *read_exactly(prp_loader *L, size_t n)
     return n <= FIRST_PIECE ? call_read(L, n) : read_in_pieces(L, n);
 }
 
-/* The frame has too few bytes left for this opcode, which is valid only if the opcode begins exactly at the frame's
+/* The frame has too few bytes left for this opcode. That is valid only if the opcode begins exactly at the frame's
  * end. */
 static int leave_frame(prp_loader *L)
 {

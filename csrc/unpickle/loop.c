@@ -1,9 +1,9 @@
 /* The opcode loop.
  *
- * The stream is a program for a stack machine; one loop without recursion executes it in one pass. The input position
- * and the stack pointer are in registers. We write them back (SAVE) before any code that may read the machine, and
- * reload them (RELOAD) after any code that may have changed them. We execute each of these common sequences in one step
- * if all its bytes are available:
+ * The stream is a program for a stack machine; one loop without recursion executes the program in one pass. The input
+ * position and the stack pointer are in registers. We write both back to the machine (SAVE) before any code that may
+ * read it, and reload both (RELOAD) after any code that may have changed the machine. We execute each of these common
+ * sequences in one step if all its bytes are available:
  *
  *     EMPTY_LIST / EMPTY_DICT [memo] MARK      the container is created when its size is known (pending.c)
  *     NEWOBJ [memo] EMPTY_DICT [memo] MARK     ... and its contents go into the instance (state.c)
@@ -11,8 +11,8 @@
  *     callable MARK ... TUPLE REDUCE           numpy's arrays as a whole (whole_arrays.c)
  *     TUPLE REDUCE, TUPLE NEWOBJ               arguments stay on the stack (calls.c)
  *
- * Each step only reaches the same result faster: if a stream ends early or continues differently, the loop executes it
- * opcode by opcode.
+ * Such a step has the same result as its opcodes and is only faster: if a stream ends early or continues differently,
+ * the loop executes the opcodes one by one.
  */
 #include "unpickler.h"
 #include "ascii.h"
@@ -84,7 +84,8 @@ static inline int push_pending(prp_loader *L, const uint8_t *p, const uint8_t *e
         return 0;
     prp_load_memo *m = &L->memo;
     bool next = memo == m->top && memo == m->used && memo < m->capacity && !m->sparse;
-    /* Reusing an index releases an object, which may run foreign code: leave that case to the opcodes. */
+    /* If the memo index is in use already, the loop must execute the opcodes one by one, because setting the entry
+     * releases an object, which may run foreign code. */
     if (memo >= 0 && PRP_UNLIKELY(!next) && !prp_load_memo_reserve(m, (size_t)memo))
         return 0;
     if (PRP_UNLIKELY(L->sp == L->limit) && prp_load_grow_stack(L) < 0)
@@ -192,7 +193,7 @@ static int finish_list(prp_loader *L)
     if (!list)
         return -1;
     if (PRP_UNLIKELY(mark->kind != PRP_MARK_LIST)) {
-        /* While we created the container, other code read its memo entry and thereby already created it. */
+        /* Other code read the memo entry of the container in the meantime, and so created the container before us. */
         Py_DECREF(list);
         return append_above_mark(L);
     }
@@ -225,7 +226,7 @@ static int finish_dict(prp_loader *L)
     PyObject *dict = prp_load_dict_of(L, first, n / 2, &moved);
     if (dict && PRP_LIKELY(mark->kind == kind)) {
         finish_pending(L, dict);
-        /* Keys run no foreign code; this frees a value only if its key occurred twice. */
+        /* Releasing keys runs no foreign code. Releasing a value frees it only if its key occurred twice. */
         for (Py_ssize_t i = 0; i < n; i += 2)
             Py_DECREF(first[i]);
         int failed = 0;
@@ -234,14 +235,15 @@ static int finish_dict(prp_loader *L)
         return failed;
     }
     if (dict) {
-        /* While we created the container, other code read its memo entry and thereby already created it. */
+        /* Other code read the memo entry of the container in the meantime, and so created the container before us. */
         for (Py_ssize_t i = 1; moved && i < n; i += 2)
             Py_INCREF(first[i]);
         Py_DECREF(dict);
     } else if (PyErr_Occurred()) {
         return -1;
     }
-    /* Create the dict first: filling it runs methods of the keys, which may read the dict from the memo. */
+    /* Create the dict first: filling the dict runs methods of the keys, and these methods may read the dict from the
+     * memo. */
     return prp_load_pop_mark(L) < 0 ? -1 : fill_below(L, at);
 }
 

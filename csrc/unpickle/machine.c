@@ -361,8 +361,8 @@ failed:
 
 int prp_loader_traverse(prp_loader *L, visitproc visit, void *arg)
 {
-    /* L->sp can be stale during a load, so skip a running machine: it is reachable, and so is everything on its
-     * stack. */
+    /* L->sp can be stale during a load, so skip a running machine: the machine is reachable, and so is everything on
+     * its stack. */
     for (PyObject **slot = L->stack; !L->running && slot < L->sp; slot++)
         Py_VISIT(*slot);
     for (Py_ssize_t i = 0; i < L->memo.top; i++)

@@ -1,8 +1,8 @@
 /* The memo of an unpickler is an array, because picklers assign consecutive indices from zero.
  *
- * An entry with an index far beyond the number of objects stored so far goes to a dict instead, so that five bytes of a
- * hostile stream cannot allocate gigabytes. Entries are owned objects, or tagged integers for objects that do not exist
- * yet (pending.c).
+ * An entry with an index far beyond the number of objects stored so far goes to a dict instead, so that an opcode of
+ * five bytes in a hostile stream cannot make us allocate gigabytes. Entries are owned objects, or tagged integers for
+ * objects that do not exist yet (pending.c).
  */
 #include "unpickler.h"
 
@@ -196,7 +196,7 @@ int prp_load_memo_replace(prp_loader *L, PyObject *dict)
             PyErr_SetString(PyExc_ValueError, "memo key must be positive integers.");
         failed = index < 0 ? -1 : replace(&made, (size_t)index, value, &old);
         if (!failed && L->allow)
-            failed = prp_load_note_shared(L, value); /* another load created it */
+            failed = prp_load_note_shared(L, value); /* another load created the object */
         if (!failed)
             Py_XDECREF(old);
     }

@@ -7,8 +7,9 @@
  *
  * If only BUILD uses the dict of an instance's state, we never create it: its values go from the stack into the
  * instance. If the dict has a memo index, its memo entry refers to a record of the instance and its names, and a GET
- * creates the dict from the attributes. That is correct only while the attributes are unchanged, so we create the dicts
- * of all records before foreign code runs (prp_load_foreign) and before any BUILD on an instance that is not fresh.
+ * creates the dict from the attributes. This dict is correct only while the attributes are unchanged, so we create
+ * the dicts of all records before foreign code runs (prp_load_foreign) and before any BUILD on an instance that is
+ * not fresh.
  */
 #include "unpickler.h"
 

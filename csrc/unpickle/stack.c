@@ -1,5 +1,5 @@
-/* Implements the value stack and the mark stack. Both are on the heap and grow by half, so the nesting depth of a
- * stream is limited by memory and by the stream's length, never by the C stack. */
+/* Implements the value stack and the mark stack. Both are on the heap and grow by half. So memory and the stream's
+ * length limit the nesting depth of a stream, but the C stack does not. */
 #include "unpickler.h"
 
 int prp_load_grow_stack(prp_loader *L)

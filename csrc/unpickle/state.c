@@ -30,7 +30,7 @@ static inline PyDictValues *fresh_values(const prp_class_plan *plan, PyObject *o
     void *keys;
     PyDictValues *values = prp_values_fresh(obj, type, &keys);
     Py_ssize_t n = PyTuple_GET_SIZE(plan->names);
-    /* The shared keys of a class only grow: as long as they are the same object, each index keeps its name. */
+    /* The shared keys of a class only grow: as long as the keys object is the same, each index keeps its name. */
     if (!values || keys != plan->keys || prp_values_room(values) < n)
         return NULL;
     for (Py_ssize_t i = 0; i < n; i++)

@@ -41,15 +41,15 @@ typedef struct prp_context prp_context;
 typedef struct {
     Py_ssize_t at; /* stack height at the MARK: elements begin here */
     prp_mark_kind kind;
-    Py_ssize_t memo; /* the pending container's memo index, -1 if it has none */
-    const prp_class_plan
-        *plan; /* STATE, SLOTS: entry of the table of plans; check with prp_plan_knows() that it still has this class */
+    Py_ssize_t memo;            /* the pending container's memo index, -1 if it has none */
+    const prp_class_plan *plan; /* STATE, SLOTS: entry of the table of plans; prp_plan_knows() checks the class */
 } prp_mark;
 
 /* ---- the memo ---------------------------------------------------------------------------------------------------- */
 
-/* An entry is an owned object or a tagged integer. The integer is the index of the mark of a pending container, or the
- * index of the record of a state dict that was not created because its values went directly into the instance. */
+/* An entry is an owned object or a tagged integer. The integer is an index. It identifies the mark of a pending
+ * container, or the record of a state dict that we did not create because its values went directly into the
+ * instance. */
 enum { PRP_MEMO_TAG_PENDING = 1, PRP_MEMO_TAG_UNMADE = 2, PRP_MEMO_TAGS = 3 };
 
 typedef struct {
@@ -62,7 +62,7 @@ typedef struct {
 
 typedef struct {
     PyObject *obj;   /* owned: the instance that got the dict's values */
-    PyObject *names; /* owned: tuple of the names of its slots, in order; NULL means all its attributes */
+    PyObject *names; /* owned: tuple of the instance's slot names, in order; NULL: all attributes */
     Py_ssize_t memo; /* the entry that is tagged with this record, or -1 */
     Py_ssize_t pair; /* SLOTS: the entry of the tuple (None, dict), -1 if it has none */
 } prp_unmade;
@@ -81,7 +81,7 @@ typedef struct prp_loader {
     /* input: [p, end) has been read but not consumed */
     const uint8_t *p, *end;
     const uint8_t *chunk;  /* start of the current chunk */
-    const uint8_t *beyond; /* the chunk's end while `end` is the end of a frame, which no opcode may cross; else NULL */
+    const uint8_t *beyond; /* the chunk's end while `end` is the end of a frame (no opcode may cross it); else NULL */
     bool peeked;           /* the chunk was peeked: the consumed bytes must still be read from the file */
     PyObject *chunk_owner; /* keeps the chunk alive; NULL if the caller does */
     Py_buffer chunk_view;  /* held if chunk_owner is a buffer other than bytes; .obj is NULL otherwise */
@@ -127,8 +127,8 @@ typedef struct prp_loader {
 int prp_load_init(PyObject *unpickling_error, PyObject *unpickler_type);
 prp_loader *prp_loader_new(void);
 void prp_loader_free(prp_loader *L);
-/* Return the machine of an idle context, with default options, or NULL with an exception; prp_loader_release() returns
- * both. */
+/* Return the machine of an idle context, with default options, or NULL with an exception. Give the machine and its
+ * context back with prp_loader_release(). */
 prp_loader *prp_loader_acquire(void);
 void prp_loader_release(prp_loader *L);
 int prp_loader_set_strings(prp_loader *L, PyObject *encoding, PyObject *errors);
@@ -196,15 +196,16 @@ void prp_load_discard_stack(prp_loader *L);
 
 /* ---- memo.c ------------------------------------------------------------------------------------------------------ */
 
-/* Read once any length or index that is checked and then used: a stream in shared memory can change after the check. */
+/* Read a length or index only once, then check and use this copy: a stream in shared memory can change after the
+ * check. */
 static inline uint8_t prp_load_byte(const uint8_t *p)
 {
     return *(const volatile uint8_t *)p;
 }
 
 int prp_load_memo_put(prp_loader *L, size_t index, PyObject *value); /* borrows `value` */
-/* Make room for an entry that was never set, without running foreign code: the caller sets it and counts it in `used`.
- * Return false without an exception if the entry is already set, belongs to the dict, or memory ran out. */
+/* Make room for an entry that was never set, without running foreign code: the caller sets the entry and counts it in
+ * `used`. Return false without an exception if the entry is already set, belongs to the dict, or memory ran out. */
 bool prp_load_memo_reserve(prp_load_memo *memo, size_t index);
 /* Execute MEMOIZE: store the value under the next index. */
 static inline int prp_load_memoize(prp_loader *L, PyObject *value)
@@ -311,7 +312,7 @@ struct prp_class_plan {
     PyObject *names;         /* owned: tuple of interned names in the order of the last state, or NULL */
     Py_ssize_t *where;       /* one entry per name: its index in the instance's values, or the offset of its slot */
     void *keys;              /* LEARNED_DICT: the shared keys that the indices refer to */
-    unsigned relearned;      /* counts how often we learned names, to limit this if each instance has different names */
+    unsigned relearned;      /* how often we learned names; we stop if each instance has different names */
 };
 
 /* Return the plan for a class, or NULL with an exception. The first call for a class runs foreign code; the result is
@@ -333,18 +334,18 @@ extern PyObject *prp_text_setstate; /* the interned str "__setstate__" */
 int prp_plan_learn(prp_loader *L, PyObject *obj, PyObject *state, prp_learned kind);
 
 int prp_load_build(prp_loader *L);
-/* Move the elements above the last mark, of kind STATE or SLOTS, into the instance below it, and remove them and the
- * placeholder of the state from the stack. `pair` is the memo index of the tuple (None, dict), or -1. Return 1 if done
- * (the mark is removed), 0 if this is not possible (nothing has changed), -1 on failure. */
+/* The last mark has kind STATE or SLOTS. Move the elements above this mark into the instance below it, and remove the
+ * elements and the placeholder of the state from the stack. `pair` is the memo index of the tuple (None, dict), or -1.
+ * Return 1 if done (the mark is removed), 0 if this is not possible (nothing has changed), -1 on failure. */
 int prp_load_build_pending(prp_loader *L, Py_ssize_t pair);
 #if PRP_INTERNALS
 /* Write the values of all names the plan has learned into an instance that has none yet, and steal the references.
  * Return false if this is not possible. The plan must be valid for the instance's class, and its `learned` must match
  * the state. */
 bool prp_load_fill(const prp_class_plan *plan, PyObject *obj, PyObject *const *values);
-/* fields.c: after pushing the MARK of a state whose plan is valid, read fields as long as they are the expected ones.
- * Return the number of bytes consumed, or -1. Afterwards either the state is complete, the instance is on top of the
- * stack and the mark is removed, or the pairs read so far are on the stack. */
+/* fields.c: after pushing the MARK of a state whose plan is valid, read fields as long as their names are the expected
+ * ones. Return the number of bytes consumed, or -1. Afterwards either the state is complete, the instance is on top of
+ * the stack and the mark is removed, or the pairs read so far are on the stack. */
 Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *start, const uint8_t *end);
 #endif
 PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *kwargs, bool ex);
@@ -445,7 +446,7 @@ typedef struct {
 int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *memory);
 /* numpy's _frombuffer and ndarray; each is NULL until a stream uses it. */
 extern PyObject *prp_load_array_callables[2];
-/* whole_arrays.c: execute the call of one of them, from after its MARK to its REDUCE, if the opcodes are the usual
+/* whole_arrays.c: execute a call of either function, from after its MARK to its REDUCE, if the opcodes are the usual
  * ones. Return 1 if done (the array has replaced the callable on the stack), 0 if not possible (nothing has changed),
  * or -1. */
 int prp_load_array_whole(prp_loader *L);

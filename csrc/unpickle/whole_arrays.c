@@ -24,7 +24,7 @@ typedef struct {
     size_t inband_len;
     PyObject *dtype; /* borrowed from the memo, or NULL */
     PyObject *cls;   /* the class dtype, borrowed from the memo; if NULL, look it up by name and memoize both */
-    bool made;       /* whether the opcodes create the dtype (its name comes from them), so that we memoize it */
+    bool made;       /* whether the opcodes create the dtype from its name; if so, we memoize it */
     uint8_t sign;    /* the byte order if we must memoize it, 0 if a GET returned it */
     uint8_t order;   /* the memory order if we must memoize it, 0 if a GET returned it */
     bool fortran;
@@ -93,7 +93,7 @@ static bool read_text(array_call *c, const uint8_t **text, size_t *len)
     return c->end - c->p >= 2 && *c->p == OP_SHORT_BINUNICODE && read_run(c, 1, prp_load_byte(c->p + 1), text, len);
 }
 
-/* Return the object of a GET with a one-byte index (borrowed); NULL means to leave it to the opcode loop. */
+/* Return the object of a GET with a one-byte index (borrowed); NULL means to leave the call to the opcode loop. */
 static PyObject *read_get(const prp_loader *L, array_call *c)
 {
     if (c->end - c->p < 2 || *c->p != OP_BINGET)
@@ -106,8 +106,8 @@ static PyObject *read_get(const prp_loader *L, array_call *c)
     return entry;
 }
 
-/* Read one of `letters`, from a GET or from the stream before a MEMOIZE; in the latter case, set *made to it. 0 means
- * to leave it to the opcode loop. */
+/* Read one of `letters`, either from a GET or from a string that a MEMOIZE follows; set *made to the letter of such a
+ * string. Return 0 to leave the call to the opcode loop. */
 static uint8_t read_letter(const prp_loader *L, array_call *c, const char *letters, uint8_t *made)
 {
     uint8_t letter;
@@ -186,8 +186,8 @@ static bool read_call(prp_loader *L, array_call *c, bool frombuffer, uint8_t *na
     return order && literal(c, "tR", 2);
 }
 
-/* Get the memory that the call uses, without consuming an out-of-band buffer. Return 1, 0 to leave it to the opcode
- * loop, or -1. */
+/* Get the memory that the call uses, without consuming an out-of-band buffer. Return 1, 0 to leave the call to the
+ * opcode loop, or -1. */
 static int memory_of(prp_loader *L, const array_call *c, prp_array_memory *memory)
 {
     PyObject *buffer;
@@ -209,7 +209,7 @@ static int memory_of(prp_loader *L, const array_call *c, prp_array_memory *memor
             return 0;
         buffer = Py_NewRef(list ? PyList_GET_ITEM(all, L->buffer_next) : PyTuple_GET_ITEM(all, L->buffer_next));
         if (!PyPickleBuffer_Check(buffer) && !PyBytes_CheckExact(buffer)) {
-            Py_DECREF(buffer); /* exporting it may run foreign code */
+            Py_DECREF(buffer); /* exporting such a buffer may run foreign code */
             return 0;
         }
     }
@@ -218,7 +218,7 @@ static int memory_of(prp_loader *L, const array_call *c, prp_array_memory *memor
     return status;
 }
 
-/* Return the dtype as a new reference. NULL without an exception means to leave it to the opcode loop. */
+/* Return the dtype as a new reference. NULL without an exception means to leave the call to the opcode loop. */
 static PyObject *dtype_of(prp_loader *L, const prp_ndarray_api *numpy, const array_call *c)
 {
     if (c->dtype)

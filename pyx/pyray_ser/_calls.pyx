@@ -432,8 +432,8 @@ cdef class Calls(Descriptor):
         """
         Return the arrival number and the bytes of the oldest unprocessed frame, or None if there is none.
 
-        The frame remains the oldest until `took` or `finish` is called for it. Until then `oldest` returns it to other
-        callers too, such as a signal handler, but only the first `took` or `finish` has an effect.
+        The frame remains the oldest until `took` or `finish` is called for it. Until then `oldest` returns the same
+        frame to other callers too, such as a signal handler, but only the first `took` or `finish` has an effect.
         """
         while self.first < self.next:
             found = self.frames.get(self.first)

@@ -51,7 +51,7 @@ cdef extern from *:
     int PyIter_Check(object)
 
 cdef extern from "Python.h":
-    # These return PyObject *, so that Cython does not raise an exception for NULL.
+    # These functions return PyObject *, so that Cython does not raise an exception for NULL.
     PyObject *PyObject_GenericGetDict(PyObject *obj, void *context)
     void PyErr_Clear()
     PyTypeObject PyLong_Type, PyFloat_Type, PyBool_Type, PyUnicode_Type, PyBytes_Type, PyList_Type
@@ -726,7 +726,7 @@ cdef class Walker:
         parent.inband += 2
         if key in self.ranges:
             return 0
-        self.ranges[key] = obj          # keep it alive, so that no other buffer gets the same address
+        self.ranges[key] = obj          # keep the buffer alive, so that no other one gets its address
         # The top frame belongs to the argument tuple; the frame of the reduction is below it.
         copying = len(self.stack) > 1 and (<Frame>self.stack[len(self.stack) - 2]).copying
         node = self.leaf_node(<PyObject *>obj, 2, 0, 0)

@@ -2,10 +2,10 @@
  * coverage.h - the coverage build includes this before everything else.
  *
  * gcov writes counters when a process exits. Processes of the tests call _exit() or are killed, often right at the code
- * that a test covers, so they write the counters before that. gcov's own fork() clears the counters of the child when
- * it returns, and with them those of the pthread_atfork handlers that ran in the child. So we call the plain fork();
- * the child then also reports the executions that its parent had counted. That is harmless, because we do not use the
- * number of executions of a line.
+ * that a test covers, so they write the counters before that. When gcov's own fork() returns in the child, it clears
+ * the child's counters, including those of the pthread_atfork handlers that ran in the child. So we call the plain
+ * fork(); the child then also reports the executions that its parent had counted. That is harmless, because we do not
+ * use the number of executions of a line.
  */
 #ifndef PRS_TEST_COVERAGE_H
 #define PRS_TEST_COVERAGE_H

@@ -209,7 +209,7 @@ __attribute__((unused)) static int verify(prs_store *s, const prs_oid *id, uint6
 {
     prs_view v;
     int rc = prs_pin(s, id, &v);
-    for (int i = 0; i < 50 && rc == PRS_E_AGAIN; i++) { /* it is being spilled, perhaps by a dead process */
+    for (int i = 0; i < 50 && rc == PRS_E_AGAIN; i++) { /* a process, perhaps a dead one, is spilling the object */
         prs_wait(s, id, -1);
         rc = prs_pin(s, id, &v);
     }

@@ -336,8 +336,8 @@ TEST(links_and_names)
     try_all(damage_link);
 }
 
-/* If an attaching process is stopped between two slices of its check, it does not hold the lock. It later accepts the
- * tables, which have changed meanwhile. */
+/* An attaching process that is stopped between two slices of its check does not hold the lock. When it continues, it
+ * accepts the tables, although they have changed meanwhile. */
 TEST(others_put_and_free_while_a_large_store_is_checked)
 {
     SEVERAL_PROCESSES();
@@ -362,7 +362,7 @@ TEST(others_put_and_free_while_a_large_store_is_checked)
         CHECK_MSG(WIFSTOPPED(status), "slice %d: the check was over at once", slice);
         CHECK(prs_trylock(s));
         prs_unlock(s);
-        for (int i = slice; i < 2 * CROWD; i += 7) /* slots before and after it */
+        for (int i = slice; i < 2 * CROWD; i += 7) /* slots before and after this slice */
             prs_unref(s, &id[i]);
         prs_magazines_flush(s);
         prs_oid large = put(s, MIB, 1);

@@ -237,7 +237,8 @@ static void die_holding_the_lock(prs_store *s)
 
 static void rebuild(struct scene *c)
 {
-    /* Try repeatedly, because the busy client may steal the lock first, which nearly always happens if it is faster. */
+    /* Try repeatedly, because the busy client may steal the lock first. If that client is faster, it nearly always
+     * does. */
     for (int i = 0; i < 30; i++) {
         die_holding_the_lock(c->s);
         if (i == 0)
@@ -368,7 +369,7 @@ static void race(struct scene *c, const char *at, void *(*one)(void *), void (*o
 static void pin_other(prs_store *t, prs_oid *id)
 {
     prs_view v;
-    CHECK_EQ(prs_pin(t, id, &v), PRS_OK); /* never waits, even while another process is freeing it */
+    CHECK_EQ(prs_pin(t, id, &v), PRS_OK); /* this never waits, even while another process is freeing the object */
     CHECK(content_right(v.data, 100, 1));
 }
 
@@ -678,7 +679,7 @@ static bool play(struct scene *c, enum scenario scenario)
     CHECK(now.in_flight >= 1 &&
           now.in_flight <= (drivers[d].drive == flights ? 31 : 3)); /* our token and those of the victim */
     CHECK_EQ(now.orphaned, 0);
-    if (!drivers[d].spills) /* otherwise some of our objects may be in files */
+    if (!drivers[d].spills) /* a driver that spills may have moved some of our objects to files */
         CHECK_EQ(now.used, before.used);
 
     content(c->draft.dst, 100, 5); /* the survivor continues with its draft */
@@ -742,9 +743,9 @@ static void run(enum scenario scenario, int action, int after, int value)
             continue;
         CHECK_MSG(driver_of(*point) >= 0, "failpoint %s has no driver here", *point);
         if (action == PRS_FAIL_STOP && strcmp(*point, "fork_born") == 0)
-            continue; /* this point does not stop the process that we wait for, but another one */
+            continue; /* this failpoint stops a process other than the one that we wait for */
         if (drivers[driver_of(*point)].spills && !spill_dir[0])
-            continue; /* skip it, because no other file system than tmpfs is mounted */
+            continue; /* skip this failpoint, because there is no file system other than tmpfs */
         int status = 0;
         bool hit = false, miss = true;
         /* With a busy client or on a busy machine some failpoints depend on a race and need several

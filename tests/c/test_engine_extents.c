@@ -58,7 +58,7 @@ static bool piece_alloc(prs_store *s, uint64_t size, bool paged, struct piece *p
 static void piece_free(prs_store *s, struct piece *p)
 {
     prs_slot *slot = prs_slot_at(s, p->slot);
-    uint32_t e = prs_load_relaxed(&slot->extent); /* a rebuild may have given it another descriptor */
+    uint32_t e = prs_load_relaxed(&slot->extent); /* a rebuild may have given the extent another descriptor */
     prs_store_seqcst(&slot->word, prs_word(prs_word_generation(slot->word), 0, PRS_STATE_FREE));
     prs_extent_free(s, e, p->slot);
     prs_store_relaxed(&slot->extent, PRS_NIL);
@@ -190,7 +190,7 @@ TEST(what_was_freed_last_comes_back_first)
         prs_draft a, b, c;
         prs_oid keep = put(s, sizes[k], 1);
         CHECK_EQ(prs_alloc(s, sizes[k], 0, &a, &e), PRS_OK);
-        prs_oid between = put(s, sizes[k], 1); /* so that the freed extents do not merge */
+        prs_oid between = put(s, sizes[k], 1); /* put another object between, so that the freed extents do not merge */
         CHECK_EQ(prs_alloc(s, sizes[k], 0, &b, &e), PRS_OK);
         prs_oid behind = put(s, sizes[k], 1);
         uint64_t first = a.off, last = b.off;

@@ -169,7 +169,7 @@ TEST(free_ends_for_everyone_but_views)
         CHECK_EQ(prs_pin(t, &id, &none), PRS_E_FREED);
         CHECK_EQ(prs_pin(s, &id, &none), PRS_E_FREED);
         CHECK_EQ(prs_state(t, &id), PRS_E_FREED);
-        prs_oid other = put(s, 5000, 4); /* must not reuse the bytes that are still viewed */
+        prs_oid other = put(s, 5000, 4); /* this put must not reuse the bytes that `v` still uses */
         CHECK(content_right(v.data, 5000, 3));
         prs_unpin(t, &id);
         CHECK_EQ(prs_state(s, &id), PRS_E_FREED);
@@ -332,7 +332,7 @@ TEST(closing_gives_everything_back)
     close_store(s);
 }
 
-/* ---- replacing a hold by another after the freer's scan ------------------------------------------- */
+/* ---- replacing a hold by another after the freeing client's scan ---------------------------------- */
 
 static void look_at_the_pins_again(int sig)
 {
@@ -368,17 +368,17 @@ TEST(a_hold_traded_behind_the_freers_look_counts)
     prs_oid id = told->id[0] = put(t, 640, 5);
     prs_view v;
     pid_t freer = child_of(t, told, let_go_in_steps);
-    prs_unref(t, &id); /* only the child holds it */
+    prs_unref(t, &id); /* now only the child holds the object */
     say(&told->go);
-    stops_again(freer); /* its first scan has read the pins */
+    stops_again(freer); /* the first scan of `freer` has read the pins, but not the refs */
     CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
     kill(freer, SIGCONT);
-    stops_again(freer); /* it saw no holder, and has set FREEING, but has not begun the second scan */
+    stops_again(freer); /* `freer` saw no holder and has set FREEING, but has not begun the second scan */
     CHECK_EQ(prs_word_state(prs_load_seqcst(&prs_slot_at(s, id.slot)->word)), PRS_STATE_FREEING);
     CHECK_EQ(prs_ref(s, &id), PRS_OK);
     prs_unpin(s, &id);
     kill(freer, SIGCONT);
-    stops_again(freer); /* it saw no pin, but has not read the refs yet */
+    stops_again(freer); /* `freer` saw no pin, but has not read the refs yet */
     CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
     prs_unref(s, &id);
     int status;
@@ -553,7 +553,7 @@ TEST(find_names_the_pinned_object_around_an_address)
     CHECK_EQ(at, 10);
     CHECK_EQ(prs_find(s, vb.data, MIB, &found, &at), PRS_OK);
     CHECK_MEM(&found, &b, sizeof b);
-    CHECK_EQ(prs_find(s, va.data + 10, 991, &found, &at), PRS_E_NOTFOUND); /* past its end */
+    CHECK_EQ(prs_find(s, va.data + 10, 991, &found, &at), PRS_E_NOTFOUND); /* the range ends after the object */
     CHECK_EQ(prs_find(s, va.data - 1, 2, &found, &at), PRS_E_NOTFOUND);
     CHECK_EQ(prs_find(s, &at, 8, &found, &at), PRS_E_NOTFOUND); /* this is not an address of the store */
     CHECK_EQ(prs_find(s, va.data, UINT64_MAX, &found, &at), PRS_E_NOTFOUND);

@@ -363,7 +363,7 @@ TEST(random_bits_of_the_control_area_flipped)
     int trials = text && *text ? atoi(text) : SANITIZED ? 60 : 300, count[3] = {0}, bad = 0;
     uint64_t seed = test_seed(4711), rng;
     uint8_t *bytes = malloc(image_size);
-    /* Collect the offsets of the words that are not zero, because most of the tables is zero. */
+    /* Collect the offsets of the words that are not zero, because most words of the tables are zero. */
     size_t *used = malloc(image_control / 8 * sizeof *used), n = 0;
     for (size_t at = 0; at < image_control; at += 8)
         if (memcmp(image + at, "\0\0\0\0\0\0\0", 8) != 0)
@@ -436,7 +436,7 @@ TEST(several_stores_in_one_process)
     }
     int status = reap_child(pid);
     CHECK_EXITED(status);
-    for (int i = 0; i < N; i++) { /* found by its id, in any order */
+    for (int i = 0; i < N; i++) { /* find each store by its id, in any order */
         prs_store *t;
         prs_error e = {0};
         CHECK_EQ(prs_attach_pid(&t, getpid(), -1, prs_id(s[i]), NULL, &e), PRS_OK);
@@ -558,7 +558,7 @@ TEST(descriptors_closed_in_the_only_process)
         CHECK(content_right(v.data, 5000, 1));
         CHECK_EQ(verify(s, &id, 5000, 1), PRS_OK);
         prs_oid mine;
-        int rc = try_put(s, MIB, 1, &mine, &e); /* reopens it through /proc/self/map_files where that is allowed */
+        int rc = try_put(s, MIB, 1, &mine, &e); /* the kernel may allow a reopen through /proc/self/map_files */
         CHECK_MSG(rc == PRS_OK || (rc == PRS_E_SYS && geteuid() != 0), "put: %d %s", rc, e.what);
         if (rc == PRS_OK)
             go_on(s, &id, &v);
@@ -615,7 +615,7 @@ TEST(a_newcomer_gets_in_past_corpses)
     prs_store *s = few_clients(&id);
     for (int round = 0; round < 3; round++) {
         fill_with_corpses(s, 3);
-        prs_store *t = client_of(s); /* becomes the janitor, which frees a slot for it */
+        prs_store *t = client_of(s); /* this process becomes the janitor, and so frees a slot for itself */
         CHECK_EQ(verify(t, &id, 5000, 1), PRS_OK);
         CHECK_EQ(stats_of(t).clients, 2);
         CHECK_EQ(stats_of(t).objects, 1);
@@ -725,7 +725,7 @@ TEST(exec_ends_a_client)
     CHECK_EQ(read(ends[0], &c, 1), 0); /* exec has closed the other end */
     prs_unpin(s, &id);
     prs_unref(s, &id);
-    CHECK_EQ(prs_state(s, &id), PRS_OK); /* the dead client of the child still holds it */
+    CHECK_EQ(prs_state(s, &id), PRS_OK); /* the dead client of the child still holds the object */
     prs_reap_dead(s, 0);
     CHECK_EQ(prs_state(s, &id), PRS_E_LOST);
     CHECK_EQ(stats_of(s).clients, 1);
@@ -794,7 +794,7 @@ TEST(a_fork_without_a_slot_leaves_views_valid)
     int status = reap_child(pid);
     CHECK_EXITED(status);
     close(go[0]), close(go[1]);
-    CHECK_EQ(verify(s, &id, 5000, 1), PRS_OK); /* the sticky holder keeps it until the end of the store */
+    CHECK_EQ(verify(s, &id, 5000, 1), PRS_OK); /* the sticky holder keeps the object until the end of the store */
     prs_record r[8];
     uint32_t cursor = 0;
     int n = prs_list(s, &cursor, r, 8);

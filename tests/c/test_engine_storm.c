@@ -10,8 +10,8 @@
 
 enum { WORKERS = 32, PLACES = 48, MINE = 24, KEPT = 8, DYING = 32 };
 
-/* A place for an object that processes pass on to each other. A process claims `state` by a CAS; while it is BUSY, it
- * also contains the pid of the process that works on the place. If that process dies, the killer cleans up as if the
+/* A place for an object that processes pass on to each other. A process claims `state` by a CAS; while `state` is BUSY,
+ * it also contains the pid of the process that works on the place. If that process dies, the killer cleans up as if the
  * message had been lost. */
 enum { EMPTY, BUSY, FULL, PID_SHIFT = 8 };
 struct place {
@@ -74,7 +74,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
         m->pinned = (r >> 62) && prs_pin(s, &m->id, &m->view) == PRS_OK;
         prs_fetch_add_relaxed(&shared->puts, 1);
         return;
-    case 2: /* verify it, and perhaps drop it */
+    case 2: /* verify an object, and perhaps drop it */
     case 3:
         if (!m->there)
             return;
@@ -137,7 +137,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
         *to = (struct mine){.id = d.id, .size = 64, .seed = r, .there = true};
         return;
     }
-    default: { /* uses the parent's objects, reads, makes a window, aborts a draft */
+    default: { /* use an object of the first process, then put a draft or abort it */
         int k = (int)((r >> 24) % KEPT);
         if ((rc = verify(s, &kept[k], kept_size(k), (uint64_t)k)) != PRS_OK)
             fail("an object of the first process", rc, NULL);
@@ -176,7 +176,7 @@ static void work(prs_store *s, uint64_t seed, int depth)
             for (int i = 0; i < MINE; i++)
                 mine[i].shared = true;
             pid_t pid = fork();
-            if (pid == 0) { /* continues with all objects that its parent holds */
+            if (pid == 0) { /* the child continues with all objects that its parent holds */
                 alarm(600 * (SANITIZED ? 6 : 1));
                 rng ^= 0xABCDEF;
                 depth++;
@@ -292,7 +292,7 @@ TEST(killed_at_random)
             child_setup(600);
             signal(SIGINT, SIG_IGN); /* the killer handles Ctrl-C of a terminal */
             signal(SIGTERM, SIG_DFL);
-            (void)!nice(10); /* so that the killer gets the CPU first */
+            (void)!nice(10); /* run at a lower priority, so that the killer gets the CPU first */
             work(s, seed, 0);
         }
         prs_os_sleep((int64_t)(test_random(&rng) % 3000) * 1000);

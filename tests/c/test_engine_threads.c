@@ -3,9 +3,9 @@
  * use the same objects at random and always check their contents. The tests are meant for ThreadSanitizer, but are also
  * useful without it.
  *
- * ThreadSanitizer identifies memory by its address. In its build the handles therefore share one mapping of the
- * tables (tsan/one_address.c), so that it also detects races between handles. Each handle still maps the data at a
- * separate address.
+ * ThreadSanitizer identifies memory by its address. In a build for ThreadSanitizer the handles therefore share one
+ * mapping of the tables (tsan/one_address.c), so that it also detects races between handles. Each handle still maps
+ * the data at a separate address.
  */
 #include "engine.h"
 
@@ -45,7 +45,8 @@ static bool fine(int rc)
     return rc == PRS_OK || rc == PRS_E_LOST || rc == PRS_E_FREED || rc == PRS_E_AGAIN;
 }
 
-/* Return the contents of a place. If `take` is true, also clear the place, so that no other thread gets its token. */
+/* Return the contents of a place. If `take` is true, also clear the place, so that no other thread gets the token in
+ * it. */
 static struct board look(struct board *b, bool take)
 {
     pthread_mutex_lock(&b->lock);
@@ -117,7 +118,7 @@ static void step(struct worker *w)
     case 4:
         take(w, b);
         return;
-    case 5: { /* use the object without a token, so that other threads may free it at any time */
+    case 5: { /* use the object without a token: other threads may free the object at any time */
         struct board seen = look(b, false);
         prs_view v;
         if (!seen.size)
@@ -146,7 +147,7 @@ static void step(struct worker *w)
         prs_unpin(w->s, &seen.id);
         return;
     }
-    case 6: { /* free it for all clients */
+    case 6: { /* free the object for all clients */
         struct board got = look(b, true);
         if (!got.size)
             return;
@@ -163,7 +164,7 @@ static void step(struct worker *w)
         if (rc == PRS_OK) {
             rc = prs_add_edge(w->s, &d, &seen.id, &e);
             prs_unref(w->s, &seen.id);
-            if (rc == PRS_E_LOST) { /* another thread freed it meanwhile */
+            if (rc == PRS_E_LOST) { /* another thread freed the object meanwhile */
                 prs_abort(w->s, &d, false);
                 return;
             }
@@ -181,7 +182,7 @@ static void step(struct worker *w)
         }
         return;
     }
-    case 8: /* fill it slowly while other threads wait for it; sometimes abort it */
+    case 8: /* fill a draft slowly while other threads wait for the object; sometimes abort it */
         rc = prs_alloc(w->s, size % 5000, 0, &d, &e);
         if (rc == PRS_E_FULL)
             return;
@@ -276,7 +277,7 @@ static void run(uint64_t capacity, int handles, double seconds, bool forks)
             prs_os_sleep(2 * PRS_MS);
             continue;
         }
-        pid_t pid = fork(); /* close it while other threads are in calls */
+        pid_t pid = fork(); /* fork while other threads are in calls */
         if (pid == 0) {
             child_setup(30);
             prs_oid id;
@@ -290,7 +291,7 @@ static void run(uint64_t capacity, int handles, double seconds, bool forks)
                     prs_unref(s[i], &id);
                 }
             for (int i = 0; i < handles && children % 2; i++)
-                prs_close(s[i]); /* otherwise it exits without closing */
+                prs_close(s[i]); /* every other child exits without closing */
             _exit(0);
         }
         children++;
@@ -356,9 +357,9 @@ TEST(threads_while_one_forks)
     run(64 * MIB, HANDLES, seconds(3), true);
 }
 
-/* One thread of a handle frees memory, and another thread allocates it through a second handle, with a slot and a size
- * class that the first thread has not used. Only a slot's word and the store lock, through two mappings, order the two
- * threads. */
+/* One thread frees memory through one handle, and another thread allocates this memory through a second handle, with a
+ * slot and a size class that the first thread has not used. Only a slot's word and the store lock, through two
+ * mappings, order the two threads. */
 static void await(uint32_t turn)
 {
     while (prs_load_relaxed(&done) != turn)

@@ -314,7 +314,7 @@ TEST(populate_backs_and_maps_and_keeps_contents)
     close(fd);
 }
 
-/* Page table entries made by MADV_POPULATE_READ are writable, which makes the second put to these pages fast. */
+/* MADV_POPULATE_READ makes writable page table entries, so the second put to these pages is fast. */
 TEST(backed_pages_are_mapped_writable)
 {
     size_t n = (size_t)4 << 20;
@@ -568,7 +568,7 @@ TEST(a_full_file_system_is_an_error_and_keeps_nothing)
     CHECK_EQ(prs_area_fill(&t.area, 0, from, 1 << 20, 0, &grown), 0);
     rc[0] = prs_area_fill(&t.area, 4096, from, 12 << 20, 0, &grown); /* some pages are backed, others are not */
     rc[1] = prs_area_fill(&t.area, 1 << 20, from, 12 << 20, 1, &grown);
-    lame = 1; /* so that the file system becomes full in the helper */
+    lame = 1; /* slow the caller down, so that the helper fills the file system */
     cpus = CPUS_DIFFER;
     rc[4] = prs_area_fill(&t.area, 1 << 20, from, 12 << 20, 2, &grown);
     lame = 0;

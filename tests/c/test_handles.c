@@ -135,8 +135,8 @@ TEST(a_seal_that_fails_leaves_the_window_as_it_was)
     release(s);
 }
 
-/* A child inherits uses by threads that do not exist in the child, so it closes the handle, but keeps the address
- * ranges. */
+/* A child inherits uses by threads that do not exist in the child, so the child closes the handle, but keeps the
+ * address ranges. */
 TEST(a_child_closes_what_a_thread_of_its_parent_used)
 {
     SEVERAL_PROCESSES();

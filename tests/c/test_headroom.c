@@ -15,7 +15,7 @@
 #define MIB ((uint64_t)1 << 20)
 #define GIB ((uint64_t)1 << 30)
 
-/* ---- made-up trees ------------------------------------------------------------------------------- */
+/* ---- simulated trees ----------------------------------------------------------------------------- */
 
 static char root[64];
 
@@ -533,7 +533,7 @@ TEST(a_real_cgroup_limit_is_an_error_and_not_a_kill)
     drop_cgroup();
     CHECK_MSG(WIFEXITED(asked) && WEXITSTATUS(asked) == 0, "asking: status %x", (unsigned)asked);
     CHECK_MSG(WIFEXITED(threaded) && WEXITSTATUS(threaded) == 0, "asking, threads: status %x", (unsigned)threaded);
-    /* If the child reserves no headroom, the kernel kills it, which proves that the limit was in force. */
+    /* If the child reserves no headroom, the kernel kills the child. This proves that the limit was in force. */
     CHECK_MSG(WIFSIGNALED(blind) && WTERMSIG(blind) == SIGKILL, "not asking: status %x", (unsigned)blind);
     CHECK(access(cgroup, F_OK) != 0);
 }

@@ -285,7 +285,7 @@ static uint64_t pause_of(unsigned threads)
 
 TEST(pauses_get_longer_until_all_goes_well)
 {
-    SEVERAL_PROCESSES(); /* skipped under TSan, because this tests time */
+    SEVERAL_PROCESSES(); /* skipped under TSan, because this case measures time */
     HUGE_PAGES();
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -471,7 +471,7 @@ TEST(readers_map_them_by_one_entry_each)
             c[i] = copy_of(reader, &id[i % 2]);
             CHECK(content_right(c[i].data, n[i % 2], (uint64_t)(4 + i % 2)));
             CHECK(huge_at(c[i].data) >= n[i % 2] - 3 * BLOCK);
-            c[i].data[n[1] / 2] ^= 0xFF; /* this makes a private copy of a page */
+            c[i].data[n[1] / 2] ^= 0xFF; /* this write makes a private copy of a page */
         }
         for (int i = 0; i < 4; i++) {
             c[i].data[n[1] / 2] ^= 0xFF;

@@ -1,7 +1,7 @@
 /*
- * Tests that release an object while another process checks whether to free it; that process must then free it. It
- * stops at each of its decisions, and again at the end, so that its exit cannot free an object that it should have
- * freed before.
+ * Tests that release an object while another process, the checker, decides whether to free the object. The checker
+ * must then free the object. The tests stop the checker at each of its decisions, and again at its end, so that its
+ * exit cannot free an object that it should have freed before.
  */
 #include "corpses.h"
 
@@ -36,10 +36,10 @@ TEST(while_its_freer_rolls_back)
     wait_for_stop(pid); /* the word is FREEING, and the process saw no holder */
     CHECK_EQ(prs_pin(s, &told->id[0], &v), PRS_OK);
     kill(pid, SIGCONT);
-    wait_for_stop(pid); /* it saw our pin */
+    wait_for_stop(pid); /* the checker saw our pin */
     prs_unpin(s, &told->id[0]);
     kill(pid, SIGCONT);
-    wait_for_stop(pid); /* the process has finished its work */
+    wait_for_stop(pid); /* the checker has finished its work */
     CHECK(prs_state(s, &told->id[0]) < 0);
     goes_on(pid);
     CHECK_EMPTY(s);

@@ -71,7 +71,7 @@ TEST(clients_beyond_the_first_word_are_reaped_like_others)
     prs_reap_dead(s, 0);
     CHECK(prs_state(s, &told->id[0]) < 0);
     prs_unref(s, &mine);
-    CHECK_EQ(prs_state(s, &mine), PRS_OK); /* t still holds it */
+    CHECK_EQ(prs_state(s, &mine), PRS_OK); /* t[N - 1] still holds the object */
     prs_unref(t[N - 1], &mine);
     CHECK(prs_state(s, &mine) < 0);
     for (int i = 0; i < N; i++)
@@ -188,7 +188,8 @@ static void draft_and_die(prs_store *s, struct told *told)
     kill(getpid(), SIGKILL);
 }
 
-/* A client holds the object and waits for it, but its creator died before sealing it, so the object is lost. */
+/* A client holds the object and waits for the seal, but the creator died before sealing the object, so the object is
+ * lost. */
 TEST(drafts_of_the_dead_become_nothing)
 {
     SEVERAL_PROCESSES();
@@ -219,8 +220,8 @@ static void attach_and_die(prs_store *s, struct told *told)
     (void)told;
 }
 
-/* If all client slots are taken, an attaching process cleans up as the janitor. Whether it dies or not, nothing that
- * belongs to the janitor may be left afterwards. */
+/* If all client slots are taken, an attaching process cleans up as the janitor. Whether this process dies or not, no
+ * resource of the janitor may be left afterwards. */
 TEST(a_janitor_leaves_nothing_in_its_name)
 {
     SEVERAL_PROCESSES();
@@ -256,8 +257,8 @@ static void live_on(prs_store *s, struct told *told)
     (void)s;
 }
 
-/* If a client's pid namespace differs from ours or is unknown, its pid has no meaning here, and its lock byte
- * decides. */
+/* If a client's pid namespace differs from ours or is unknown, its pid has no meaning here, and only its lock byte
+ * shows whether it is dead. */
 TEST(pids_of_other_namespaces_prove_nothing)
 {
     SEVERAL_PROCESSES();
@@ -352,7 +353,7 @@ static void close_all(prs_store *s, struct told *told)
     kill(getpid(), SIGKILL);
 }
 
-/* A starting daemon closes all descriptors, but keeps its mappings, and with them the lock. */
+/* A starting daemon closes all descriptors, but keeps its mappings, and a mapping keeps the lock. */
 TEST(closed_descriptors_are_no_death)
 {
     SEVERAL_PROCESSES();
@@ -437,7 +438,7 @@ TEST(children_without_an_own_description_are_clients)
         CHECK_EQ(stats_of(s).orphaned, 0);
         CHECK(!prs_client_dead(s, told->client) && !prs_client_dead(t, told->client));
         prs_unref(s, &id);
-        CHECK_EQ(prs_state(s, &id), PRS_OK); /* the child still holds it */
+        CHECK_EQ(prs_state(s, &id), PRS_OK); /* the child still holds the object */
         if (killed) {
             is_killed(pid);
             CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client),
@@ -585,7 +586,7 @@ TEST(a_zombie_is_dead_whoever_was_forked_from_it)
     prctl(PR_SET_CHILD_SUBREAPER, 0);
 }
 
-/* ---- the unborn --------------------------------------------------------------------------------------------------------- */
+/* ---- forked children that are not clients yet -------------------------------------------------------------------- */
 
 static bool die_unborn;
 
@@ -595,7 +596,8 @@ static void before_birth(void)
         kill(getpid(), SIGKILL);
 }
 
-/* Fork handlers run in the child in the order of their registration, so this one runs before the engine's. */
+/* Fork handlers run in the child in the order of their registration, so this handler runs before the engine's
+ * handler. */
 __attribute__((constructor)) static void first_of_all(void)
 {
     pthread_atfork(NULL, NULL, before_birth);
@@ -692,7 +694,8 @@ TEST(a_lock_left_by_a_predecessor_in_the_slot_is_stolen)
         dies(s, told, die_locked);
         uint32_t word = prs_load_relaxed(&s->super->lock);
         CHECK_EQ(word >> 20, told->client);
-        /* Free the client slot directly, because a reaper would take the store lock and thereby steal it. */
+        /* Free the client slot directly, because a reaper would take the store lock and so steal it from its dead
+         * owner. */
         prs_store_seqcst(&s->clients[told->client].state, PRS_CLIENT_FREE);
         pid_t pid = 0;
         prs_store *t = s;
@@ -871,7 +874,7 @@ TEST(who_announced_its_end_stays_no_more)
     CHECK_EQ(verify(t, &id, 1000, 1), PRS_OK);
     prs_unref(s, &id);
     close_store(t);
-    t = client_of(s); /* takes the slot of the client that left */
+    t = client_of(s); /* t takes the slot of the client that left */
     CHECK(!prs_leave(s));
     uint64_t live = prs_load_seqcst(&t->clients[t->me].state); /* simulates a child that has not run yet */
     prs_store_seqcst(&t->clients[t->me].state, (live & ~(uint64_t)0xFF) | PRS_CLIENT_UNBORN);

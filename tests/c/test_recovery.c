@@ -1,7 +1,7 @@
 /*
  * Tests of the rebuild by a process that has stolen the lock (the thief). Each test constructs an interleaving that
- * occurs in a storm only once in thousands of deaths, or tests a check whose absence random deaths would not reveal.
- * test_reaping.c tests which clients count as dead.
+ * occurs in a storm (test_engine_storm.c) only once in thousands of deaths, or tests a check whose absence random
+ * deaths would not reveal. test_reaping.c tests which clients count as dead.
  */
 #include "corpses.h"
 #include <sys/syscall.h>
@@ -9,7 +9,7 @@
 /* ---- a thief and others ---------------------------------------------------------------------------------------- */
 
 /* Edges that a living client is about to end belong to that client, even if the objects that they held were freed. If a
- * thief freed their records, the client would end the records a second time, and by then they may be tokens of another
+ * thief freed their records, the client would end the records a second time, when they may already be tokens of another
  * client (the storm found this: "the stack of free links is broken" after 3,650 kills). */
 TEST(a_thief_leaves_the_edges_that_others_bury)
 {
@@ -21,7 +21,7 @@ TEST(a_thief_leaves_the_edges_that_others_bury)
     int ready[2], go[2];
     CHECK(pipe(ready) == 0 && pipe(go) == 0);
     pid_t pid = fork();
-    if (pid == 0) { /* releases the outer object last, and stops between retiring it and ending its edges */
+    if (pid == 0) { /* releases the outer object last, and stops before ending its edges */
         char byte = 'x';
         child_setup(30);
         for (int i = 0; i < 3; i++)
@@ -103,7 +103,7 @@ TEST(edges_of_the_dead_are_not_forgotten_while_the_lock_is_taken)
     CHECK(WIFSTOPPED(status));
     prs_reap_dead(s, 0);
     uint64_t reaped = prs_load_relaxed(&s->super->reaped);
-    CHECK_EQ(prs_state(s, &inner), PRS_OK); /* the edge holds it, because no client could end the edge yet */
+    CHECK_EQ(prs_state(s, &inner), PRS_OK); /* the edge holds `inner`, because no client could end the edge yet */
     goes_on(pid);
     prs_reap_dead(s, 0);
     CHECK_EQ(prs_load_relaxed(&s->super->reaped), reaped + 1);
@@ -140,8 +140,8 @@ static void die_splitting(prs_store *s, struct told *told)
     (void)prs_alloc(s, 3 * MIB, 0, &d, &e);
 }
 
-/* The thief cannot map all tables because there is no memory. It must release the lock, and the next client that takes
- * the lock must rebuild. */
+/* The thief cannot map all tables because there is no memory. The thief must release the lock, and the next client that
+ * takes the lock must rebuild. */
 TEST(a_rebuild_that_fails_is_done_by_the_next_owner)
 {
     SEVERAL_PROCESSES();
@@ -300,7 +300,7 @@ TEST(edges_of_a_slot_that_was_retired_or_used_again_are_buried_by_the_thief)
         prs_oid outer = naming(s, &inner, 1, 2), again = {0};
         prs_slot *slot = prs_slot_at(s, outer.slot);
         uint32_t edge = prs_load_relaxed(&slot->edges);
-        CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* so that no client ends its edges */
+        CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK); /* so that no client ends the edges of `outer` */
         prs_store_relaxed(&slot->edges, PRS_NIL);
         prs_unlock(s);
         prs_unref(s, &outer);
@@ -316,7 +316,7 @@ TEST(edges_of_a_slot_that_was_retired_or_used_again_are_buried_by_the_thief)
         steal(s);
         prs_deferred_run_all(s);
         CHECK_EQ(stats_of(s).edges, 0);
-        prs_reap_dead(s, 0); /* the dead client held it, too */
+        prs_reap_dead(s, 0); /* the dead client held the object, too */
         prs_unref(s, &inner);
         CHECK(prs_state(s, &inner) < 0);
         if (how == 2)
@@ -484,8 +484,8 @@ static void end_flights_where_others_published(prs_store *s, struct told *told)
     CHECK_EQ(prs_flights_end(s, 0, 0, &e), 0);
 }
 
-/* If other clients publish slots after a process has mapped the tables and before it has the lock, it must map these
- * slots, too, before it uses them. */
+/* If other clients publish slots after a process has mapped the tables and before it has the lock, the process must map
+ * these slots, too, before it uses them. */
 TEST(slots_published_before_the_lock_is_taken_are_mapped)
 {
     SEVERAL_PROCESSES();

@@ -59,7 +59,7 @@ TEST(a_closed_handle_with_views_serves_nothing_else)
     CHECK_EQ(prs_get_stats(t, &stats), PRS_E_CLOSED);
     CHECK_EQ(prs_name_bind(t, "new", 3, &id, &e), PRS_E_CLOSED);
     CHECK_EQ(prs_write(t, &large, 0, &id, sizeof id, &e), PRS_E_CLOSED);
-    prs_token_drop(t, &id, &token); /* no effect, because this handle no longer holds it */
+    prs_token_drop(t, &id, &token); /* no effect, because this handle no longer holds the object */
     CHECK_EQ(stats_of(s).in_flight, 1);
     CHECK(content_right(v.data, 5000, 1));
     prs_unpin(t, &id);
@@ -102,7 +102,7 @@ TEST(an_orphan_only_lets_go)
         refuses_all(s, &id, &other);
         prs_token_drop(s, &id, &token);
         CHECK_EQ(prs_client_dead(s, s->me), false); /* the sticky holder never dies */
-        CHECK_EQ(prs_ref(s, &unpinned), PRS_OK);    /* adds a hold to an object that is already held */
+        CHECK_EQ(prs_ref(s, &unpinned), PRS_OK);    /* this only adds a hold to an object that is held already */
         prs_unref(s, &unpinned), prs_unref(s, &unpinned);
         CHECK_EQ(stats_of(s).largest_free, 0); /* the value is not available without the lock */
         CHECK_EQ(prs_seal(s, &mine, &e), PRS_E_INVAL);
@@ -238,7 +238,7 @@ TEST(what_makes_no_sense_is_refused)
     close_store(t);
 }
 
-/* The object is freed before it is sealed. Sealing it is no error, and then frees the object completely. */
+/* The object is freed before it is sealed. A later seal succeeds and frees the object completely. */
 TEST(what_was_freed_while_it_was_made_goes_with_its_seal)
 {
     prs_store *s = store_of(8 * MIB), *t = client_of(s);
@@ -356,7 +356,8 @@ TEST(options_are_brought_into_range)
     }
 }
 
-/* A pid from another pid namespace proves nothing, so a process that relies on pids is refused. */
+/* A pid from another pid namespace proves nothing. So a process that decides liveness by pids cannot attach to a store
+ * that has a client in another namespace. */
 TEST(liveness_by_pid_refuses_other_namespaces)
 {
     prs_store *s = store_of(8 * MIB), *t;
@@ -419,12 +420,12 @@ TEST(without_memory_every_put_is_an_error)
         if (asked[i].flags)
             CHECK_EQ(prs_alloc(s, asked[i].size, asked[i].flags, &d, NULL), PRS_E_BACKING);
     }
-    CHECK_EQ(prs_alloc(s, 8 * MIB, 0, &d, &e), PRS_OK); /* at the other end, and larger than the warm memory */
+    CHECK_EQ(prs_alloc(s, 8 * MIB, 0, &d, &e), PRS_OK); /* an extent at the other end, larger than the warm memory */
     static const ptrdiff_t shape = 131072, stride = 8;
     uint8_t *bytes = calloc(8, 131072);
     CHECK_EQ(prs_write_strided(s, &d, 0, bytes, 1, &shape, &stride, 8, &e), PRS_E_BACKING);
     prs_abort(s, &d, false);
-    prs_token token; /* the table of links cannot be backed, so the sticky holder is used */
+    prs_token token; /* the table of links cannot be backed, so the sticky holder holds `kept` */
     CHECK_EQ(prs_token_take(s, &kept, PRS_TOKEN_ONCE, &token), PRS_OK);
     CHECK(token.index == 0 && prs_load_seqcst(&prs_slot_at(s, kept.slot)->holders[0]) & 1);
     CHECK_EQ(prs_name_bind(s, "n", 1, &kept, &e), PRS_E_BACKING);
@@ -630,7 +631,7 @@ static void small_files(void)
     CHECK(prs_capacity(t) < 640 * MIB);
     CHECK(prs_shrunk_from(t) == 0 || prs_shrunk_from(t) > prs_capacity(t));
     close_store(t);
-    limit(RLIMIT_FSIZE, 100 * MIB); /* less than the tables usually take */
+    limit(RLIMIT_FSIZE, 100 * MIB); /* this is less than the tables usually take */
     const prs_options given = {.capacity = 16 * MIB};
     for (int i = 0; i < 2; i++) {
         CHECK_EQ(prs_create(&t, i ? &given : NULL, &e), PRS_OK);
@@ -866,13 +867,13 @@ TEST(a_lock_in_nobodys_name_is_taken_and_a_busy_one_named)
     for (size_t i = 0; i < sizeof nobody / sizeof *nobody; i++) {
         uint32_t word = nobody[i] << 20 | 2;
         prs_store_relaxed(&s->super->lock, word);
-        /* While another thread of this process holds the mutex, prs_lock does not read the word, so it
-         * must report no pid. */
+        /* While another thread of this process holds the mutex, prs_lock does not read the lock word, so its error must
+         * contain no pid. */
         CHECK(prs_mutex_lock(&s->mutex, -1));
         CHECK_EQ(prs_lock(s, 5 * PRS_MS, &e), PRS_E_BUSY);
         CHECK_EQ(e.pid, 0);
         prs_mutex_unlock(&s->mutex);
-        CHECK_EQ(prs_lock(s, -1, &e), PRS_OK); /* has no timeout, but returns soon */
+        CHECK_EQ(prs_lock(s, -1, &e), PRS_OK); /* this call has no timeout, but returns soon */
         prs_unlock(s);
         CHECK_EQ(prs_load_relaxed(&s->super->stolen), i + 1);
     }

@@ -417,7 +417,7 @@ TEST(the_directory_is_found_again)
         CHECK_EQ(closed, which);
         for (int i = 0; i < 8; i++)
             verify(s, &id[i], 4 * MB, (uint8_t)i);
-        for (int i = 0; i < 3; i++) { /* uses the directory by creating and removing files */
+        for (int i = 0; i < 3; i++) { /* these puts create and remove files in the directory */
             prs_oid more = put(s, 4 * MB, 9);
             prs_unref(s, &more);
         }

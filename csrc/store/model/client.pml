@@ -1,6 +1,6 @@
 /* client.pml - client slots and the store lock (client.c, recover.c, lock.c), for Spin.
  *
- * One client slot is claimed, released or left by a death, reaped, and claimed again by a successor.  Two other
+ * A process claims a client slot, then releases the slot or dies; after a reap, a successor claims the slot.  Two other
  * processes (observers) check for dead clients and take or steal the store lock.  Owners and observers may die
  * between any two steps.  An observer may also be slow, so that its observation is out of date when it acts.  Each
  * step is one access to shared memory, one system call, or one compare-and-swap of the C code.
@@ -156,7 +156,7 @@ proctype Owner(byte p)
             give_lock()
         :: else
         fi;
-        assert(mark); /* no process cleared it */
+        assert(mark); /* no process has cleared the bit */
         atomic { holding[p] = false; mark = false }
         if
         :: die(p)

@@ -5,7 +5,7 @@
  * that its child inherits, sets the child's bit in addition to its own and forks. Parent and child may be killed at any
  * step, may release their hold at any time, and free the object if they were the last holder. A third process also
  * frees the object, checks for dead clients and takes over their work. The lock byte belongs to the kernel, the bits to
- * the segment; each process's own belief whether it holds the object is a separate variable, for comparison.
+ * the segment; whether a process believes that it holds the object is a separate variable, for comparison.
  *
  * Verified: the object is retired only if neither a living parent nor a living child believes that it holds the object;
  * if both have released it or are dead, one scan retires it. KILLS is the maximum number of killed processes (0 to 2).
@@ -217,7 +217,7 @@ over:
 /* A kill: the process makes no further steps, and the kernel closes its descriptors. */
 proctype killer()
 {
-    do /* at any moment, or never */
+    do /* the kill happens at any moment, or never */
     :: atomic { kills < KILLS && alive[PARENT] && !done[PARENT] -> alive[PARENT] = false; fd[PARENT] = false; kills++; }
     :: atomic { kills < KILLS && alive[CHILD] && !done[CHILD] -> alive[CHILD] = false; fd[CHILD] = false; kills++; }
     :: break;
@@ -254,7 +254,7 @@ proctype other()
     try_free(OTHER, held); /* this process has just released the object */
     reap(CHILD, held);
     reap(PARENT, held);
-    /* After both have ended, one scan. */
+    /* After both processes have ended, scan once. */
     (done[PARENT] || dead(PARENT)) && (done[CHILD] || dead(CHILD));
     reap(PARENT, held);
     reap(CHILD, held);

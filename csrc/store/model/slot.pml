@@ -13,9 +13,9 @@
  * Planted errors, each of which must be found (-DBUG_...):
  *   BUG_CLEAR_NO_SCAN     releasing a hold does not try to free the object
  *   BUG_LOAD_BEFORE_SET   the word is read before the bit is set, not after
- *   BUG_NO_ROLLBACK_SCAN  a freer does not scan again after its rollback
+ *   BUG_NO_ROLLBACK_SCAN  a freeing client does not scan again after its rollback
  *   BUG_NO_HELD           a hold taken while FREEING does not mark the word
- *   BUG_BLIND_RETIRE      the freer's last step is a store, not a compare-and-swap
+ *   BUG_BLIND_RETIRE      the last step of freeing is a store, not a compare-and-swap
  *   BUG_NO_GENERATION     taking from a magazine does not compare the generation
  *   BUG_TOKEN_AFTER       the sender drops its ref before the token is counted
  *   BUG_TOKEN_TWICE       a token is identified by its index, without its serial
@@ -69,7 +69,7 @@ byte deaths, dying = CLIENTS; /* the client that dies at its next step, or CLIEN
 /* There is at most one token in flight, with its serial and its object. */
 byte token_serial, token_slot, token_generation, next_serial = 1;
 bool token_valid;
-bool token_ended; /* ghost: whether its object was freed for all clients */
+bool token_ended; /* ghost: whether the token's object was freed for all clients */
 /* The current message, whose bytes any process may read any number of times, and the previous message. */
 byte message_serial, message_slot, message_generation;
 byte old_serial, old_slot, old_generation;
@@ -79,7 +79,7 @@ byte owed; /* ghost: the serial of a message that must still find its object, or
 typedef Private {
     byte refs[SLOTS];       /* 0 or 1 */
     byte pins[SLOTS];
-    byte generation[SLOTS]; /* generation of the object that the counts are for */
+    byte generation[SLOTS]; /* generation of the object whose holds the counts record */
     byte magazine;          /* the slot that the client believes to be reserved for it, or NOBODY_SLOT */
     byte magazine_generation;
 };
@@ -264,7 +264,7 @@ inline hold(c, s, g, b, ok)
 #endif
         if
         :: ok -> skip
-        :: else -> /* undo the hold; like any cleared bit, it may have been the last one */
+        :: else -> /* undo the hold; like the clearing of any bit, this may end the last hold */
             if
             :: mine[c].refs[s] == 0 || mine[c].generation[s] != slot[s].generation || slot[s].state != SEALED ->
                 bits[b + s] = bits[b + s] & ~BIT(c)
@@ -565,7 +565,7 @@ proctype Client(byte c)
         do
         :: n < (c == 0 -> STEPS_FIRST : STEPS) ->
             atomic { n++; forget() };
-            if /* `skip` where an operation begins with an else: that would belong to this if */
+            if /* `skip` precedes an operation that begins with an if-else: the `else` would belong to this `if` */
             :: put(c)
 #ifndef ONLY_MESSAGES
             :: k = 0; unref(c, k)

@@ -6,10 +6,9 @@
  *            default order by accident.
  * Algorithm  Type-generic macros over <stdatomic.h>, and shared futexes (no PRIVATE flag), which work
  *            between processes that map the word at different addresses.
- * Guarantee  There are no stand-alone fences, which ThreadSanitizer does not support. Where store
- *            buffering matters (between pin and free), both sides use seq_cst read-modify-writes and
- *            seq_cst loads. All atomics here are lock-free, hence address-free and usable in shared
- *            memory.
+ * Guarantee  There are no stand-alone fences, because ThreadSanitizer does not support them. Where store buffering
+ *            matters (between pin and free), both sides use seq_cst read-modify-writes and seq_cst loads. All atomics
+ *            here are lock-free, hence address-free and usable in shared memory.
  */
 #ifndef PRS_ATOMIC_H
 #define PRS_ATOMIC_H

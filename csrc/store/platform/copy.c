@@ -4,8 +4,8 @@
  * Purpose    A put copies its bytes once, as fast as the memory allows.
  * Algorithm  Small copies use the C library's memcpy, which leaves the data in the cache for a reader nearby.
  *            Big copies use non-temporal stores (AVX2, else SSE2), which save reading each line before
- *            writing it. Even bigger copies are cut into pieces, which an atomic counter assigns to the
- *            caller and its helpers, so that a helper without a CPU delays only one piece.
+ *            writing it. Even bigger copies are cut into pieces. An atomic counter assigns the pieces to the caller
+ *            and its helpers, so that a helper without a CPU delays only one piece.
  * Guarantee  When the call returns, dst contains the bytes of src, visible to every thread that synchronizes
  *            with the caller: each thread that used non-temporal stores executes a fence.
  */

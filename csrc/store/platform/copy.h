@@ -37,8 +37,8 @@ void prs_copy_nt(void *dst, const void *src, size_t n);
  */
 void prs_copy_parallel(void *dst, const void *src, size_t n, unsigned max_threads);
 
-/* Return the file size limit of this process (RLIMIT_FSIZE). A write beyond it raises SIGXFSZ, which kills a program
- * that does not handle it, so check the limit first. */
+/* Return the file size limit of this process (RLIMIT_FSIZE). A write beyond the limit raises SIGXFSZ, which kills a
+ * program that does not handle this signal, so check the limit first. */
 uint64_t prs_file_limit(void);
 
 /*

@@ -7,8 +7,8 @@
  *            index tuples of the outer dimensions, with a tight loop over the innermost one. Where
  *            another dimension has a smaller stride than the innermost (transposed arrays), loop over
  *            both in tiles, so that each source line is fully used while it is in the cache.
- * Guarantee  The functions read only the elements of the array, write as many bytes as these have,
- *            need no alignment, and refuse sizes that overflow before they copy anything.
+ * Guarantee  The functions read only the elements of the array, write as many bytes as these elements have, and need
+ *            no alignment. They refuse sizes that overflow, before they copy anything.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1

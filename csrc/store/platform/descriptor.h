@@ -1,7 +1,7 @@
 /* descriptor.h - functions that keep our descriptors above 2.
  *
  * If a program was started without descriptors 0 to 2, or has closed them, the next file that it opens gets one of
- * these numbers, and code that writes to standard error then writes to that file.  The engine opens every file, memfd,
+ * these numbers.  Code that writes to standard error then writes to that file.  The engine opens every file, memfd,
  * pipe and directory through these functions; a test finds calls that bypass them.
  */
 #ifndef PRS_DESCRIPTOR_H

@@ -1,14 +1,14 @@
 /*
  * fill.c - writing bytes to pages of a shared file, by the method that suits their state.
  *
- * Purpose    If a put writes to pages that this process has not mapped or the kernel has not allocated,
- *            page tables and page allocation take time in addition to the copy; if two cores share this
- *            work well, such a put takes half the time.
+ * Purpose    A put may write to pages that this process has not mapped or the kernel has not allocated.  Then page
+ *            tables and page allocation take time in addition to the copy. If two cores share this work well, such a
+ *            put takes half the time.
  * Algorithm  Work is cut into pieces at fixed file offsets. For backed pages, any thread processes any
  *            piece. For unbacked pages, only the caller uses pwrite, from the first piece upwards,
- *            because pwrite takes the inode's lock; helpers fault pages in, which needs no such lock, and
- *            copy, from the last piece downwards. One counter limits the claims to the number of pieces,
- *            so caller and helpers never get the same piece.
+ *            because pwrite takes the inode's lock; helpers go from the last piece downwards: they fault pages in,
+ *            for which they do not need the inode's lock, and copy. One counter limits the claims to the number of
+ *            pieces, so caller and helpers never get the same piece.
  * Guarantee  See fill.h. If a helper cannot populate a piece, it uses pwrite, which either succeeds or
  *            returns the reason.
  */
@@ -116,7 +116,7 @@ static void *fill_downwards(void *arg)
 {
     fill_job *job = arg;
     uint64_t ticket;
-    /* Page faults cost more per byte than pwrite, so this is worthwhile only on a CPU other than the caller's. */
+    /* Page faults cost more per byte than pwrite, so a helper is worthwhile only on a CPU other than the caller's. */
     while (prs_load_relaxed(&job->caller_cpu) != this_cpu() && claim(job, &ticket)) {
         size_t from, to;
         bounds(job, job->pieces - 1 - prs_fetch_add_relaxed(&job->from_back, 1u), &from, &to);
@@ -168,7 +168,8 @@ static void *map_and_copy(void *arg)
         size_t from, to;
         bounds(job, k, &from, &to);
         if (prs_advise(job->map + from, to - from, job->advice) == 0) {
-            prs_copy_nt(job->map + from, job->src + from, to - from); /* another process filled it: not in our cache */
+            /* Another process has filled these pages, so they are not in our cache: bypass it. */
+            prs_copy_nt(job->map + from, job->src + from, to - from);
         } else {
             note_unmapped(job, job->n);
             write_piece(job, from, to);

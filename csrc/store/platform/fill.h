@@ -12,9 +12,9 @@
  * So the second put to the same pages is faster than the first, and the third is even faster, because all pages are
  * mapped by then.
  *
- * Guarantee  A full file system causes an error (-ENOSPC), never SIGBUS, if no page that is marked as mapped or
- *            backed is punched meanwhile, which is true while the caller owns the range. Threads are joined
- *            before a function returns. This code does not check the limits of memory cgroups: see headroom.h.
+ * Guarantee  A full file system causes an error (-ENOSPC), never SIGBUS, as long as no process punches a page that is
+ *            marked as mapped or backed. This holds while the caller owns the range. Threads are joined before a
+ *            function returns. This code does not check the limits of memory cgroups: see headroom.h.
  */
 #ifndef PRS_FILL_H
 #define PRS_FILL_H
@@ -74,7 +74,7 @@ int prs_area_populate(const prs_area *area, uint64_t off, size_t n, unsigned max
 /*
  * Punch the whole pages in [off, off + n), which the caller must own and no process may read. Returns 0 or -errno
  * (-EOPNOTSUPP if the file system cannot); `*shrunk` (may be NULL) gets the number of bytes unmarked, also on failure.
- * If a page is unmarked but still backed, the next write to it is only slower.
+ * If a page is unmarked but still backed, the next write to this page is slower, but correct.
  */
 int prs_area_punch(const prs_area *area, uint64_t off, size_t n, uint64_t *shrunk);
 

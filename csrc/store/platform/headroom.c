@@ -448,7 +448,7 @@ static void visit_usage(const char *dir, int version, uint64_t limit, void *arg)
     if (!known || usage == NO_LIMIT)
         return;
     uint64_t free = limit > usage ? limit - usage : 0;
-    /* Read the size of the cache only if this limit would be the tightest one without it. */
+    /* Read the size of the file cache only if this limit would be the tightest one if the cache were empty. */
     uint64_t margin = margin_of(limit);
     /* unreached: untested: a cgroup limit without /proc/meminfo */
     if (best->known && free > margin && free - margin >= best->headroom)
@@ -534,8 +534,8 @@ int prs_headroom_reserve(prs_headroom *h, uint64_t bytes, prs_headroom_limit *wh
 
 int prs_headroom_hold(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why)
 {
-    /* Add to `pending` first, then measure: if two threads do this at the same time, at least one sees the other's
-     * bytes. */
+    /* Add to `pending` first, then measure: if two threads reserve bytes at the same time, at least one sees the
+     * other's bytes. */
     prs_fetch_add_seqcst(&h->pending, bytes);
     int rc = ask(h, bytes, bytes, why);
     if (rc != 0)

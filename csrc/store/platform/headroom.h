@@ -3,7 +3,7 @@
  *
  * Purpose    At a cgroup's limit, the kernel sends SIGKILL to a process that backs more shared memory, be it by
  *            pwrite, fallocate or a page fault. So code that is about to back new pages must reserve the bytes here
- *            first, which fails with an error.
+ *            first. Without enough room, the reservation fails with an error.
  * Algorithm  Take the minimum of MemAvailable and of (limit - usage + file cache that can be dropped) of every
  *            memory cgroup from the process's own up to the visible root (v1, v2 or both mounted). A margin is kept
  *            free. A measurement takes some 50 us, so we use its result for up to 16 MiB of growth and 100 ms.
@@ -50,8 +50,8 @@ typedef struct prs_headroom {
 
 /*
  * Find the process's cgroups. Returns 0, or -errno if /proc cannot be read; the struct can be used in that case, too,
- * but contains no limits. Call it again in a process that has moved to another cgroup (also after fork, if it may
- * have).
+ * but contains no limits. Call it again in a process that has, or a forked child that may have, moved to another
+ * cgroup.
  */
 int prs_headroom_open(prs_headroom *h);
 int prs_headroom_open_at(prs_headroom *h, const char *root);
@@ -68,8 +68,8 @@ int prs_headroom_reserve(prs_headroom *h, uint64_t bytes, prs_headroom_limit *wh
 
 /*
  * Do the same for large growth that takes a while. The bytes stay reserved against requests of other threads of this
- * process until prs_headroom_settle has been called for all of them, in one or more calls, after their pages were
- * backed or backing them failed.
+ * process until the caller settles them. After the pages were backed, or backing them failed, call
+ * prs_headroom_settle for all these bytes, in one or more calls.
  */
 int prs_headroom_hold(prs_headroom *h, uint64_t bytes, prs_headroom_limit *why);
 void prs_headroom_settle(prs_headroom *h, uint64_t bytes);

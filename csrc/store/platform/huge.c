@@ -13,8 +13,8 @@
  *            avoids huge pages for one second, after the next slow one for two seconds, and so on.  Whether a block is
  *            slow depends on its CPU time, which other threads do not increase; a second limit, in real time, covers
  *            sleeps in the kernel.
- * Guarantee  See huge.h.  If a process dies after creating the page and before the copy, it leaves unmarked pages,
- *            which the next owner of the range writes like pages that do not exist.
+ * Guarantee  See huge.h.  A process that dies after creating the page and before the copy leaves unmarked pages.  The
+ *            next owner of the range writes to them as to pages that do not exist.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -33,14 +33,14 @@
 /* Measured, see docs/internals/copying.md. */
 #define WORTH ((size_t)4 << 20) /* minimum bytes per thread */
 #define SECOND 1000000000ull
-#define PAUSE_MAX (64 * SECOND) /* also the pause if the system refuses or does not know the advice */
+#define PAUSE_MAX (64 * SECOND) /* also the pause if the system refuses the advice or does not know it */
 
 /* See huge.h. */
 struct prs_huge_limits prs_huge_limits_ = {.cpu = 1500000, .real = 50000000};
 
 static prs_atomic_u64 resume; /* time before which we make no attempt */
 static prs_atomic_u64 paused; /* length of the last pause in ns */
-static prs_atomic_u32 worked; /* whether it worked at least once */
+static prs_atomic_u32 worked; /* whether at least one request worked */
 
 void prs_huge_forget_(void)
 {

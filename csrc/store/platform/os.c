@@ -190,8 +190,8 @@ int prs_os_reopen_of(int32_t pid, int fd, bool writable)
     return out < 0 ? -errno : out;
 }
 
-/* Open the file behind one of our mappings after every descriptor of it was closed.  On most systems this needs
- * a capability; return -errno if it is refused. */
+/* Open the file behind one of our mappings after every descriptor of it was closed.  On most systems this needs a
+ * capability; return -errno if the kernel refuses. */
 int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
 {
     FILE *maps = prs_open_text("/proc/self/maps");
@@ -247,8 +247,8 @@ bool prs_os_same(int fd, const prs_file *file)
     return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == file->dev && st.st_ino == file->ino;
 }
 
-/* Before we read a file, refuse it if it cannot be a store, because it belongs to another user, has other modes, or is
- * not a regular file in memory. */
+/* Before we read a file, refuse it if it cannot be a store: it belongs to another user, has other modes, or is not a
+ * regular file in memory. */
 int prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error)
 {
     struct stat st;
@@ -357,7 +357,7 @@ uint64_t prs_os_length(int fd)
 
 void prs_os_protect(int fd)
 {
-    (void)fchmod(fd, 0400); /* a file system without modes may refuse this, which only guards against mistakes */
+    (void)fchmod(fd, 0400); /* a file system without modes may refuse this; the mode only guards against mistakes */
 }
 
 int prs_os_identify(int fd, prs_file *file)
@@ -398,9 +398,9 @@ static void *no_dump(void *at, size_t len)
     return at;
 }
 
-/* Map at an address congruent to the file offset modulo PRS_HUGE: otherwise the kernel never maps a huge page as
- * one.  We reserve a range, unmap it and pass its address as a hint: if another thread maps this range meanwhile,
- * we lose speed, but do not replace its mapping. */
+/* Map at an address congruent to the file offset modulo PRS_HUGE: otherwise the kernel cannot map a huge page as a
+ * whole.  We reserve a range, unmap it and pass its address as a hint: if another thread maps this range meanwhile, we
+ * lose speed, but do not replace its mapping. */
 static void *map_congruent(int fd, uint64_t off, size_t len, int prot, int flags)
 {
     char *place = NULL;
@@ -444,8 +444,8 @@ int prs_os_map_nothing_fixed(void *at, size_t len)
     return got == MAP_FAILED ? -errno : 0;
 }
 
-/* Each get() makes and drops such a mapping, so we cache the address of the last mapping that needed a search, which
- * saves system calls. */
+/* Each get() makes and drops such a mapping, so caching the address of the last mapping that needed a search saves
+ * system calls. */
 void *prs_os_map_private(int fd, uint64_t off, size_t len)
 {
     static prs_atomic_u64 last;

@@ -16,7 +16,7 @@ static inline uint64_t mask_of(uint64_t w, uint64_t first, uint64_t end)
     uint64_t mask = ~(uint64_t)0;
     if (w == first / 64)
         mask &= ~(uint64_t)0 << (first % 64);
-    if (w == end / 64) /* reached only with end % 64 != 0 */
+    if (w == end / 64) /* true only if end % 64 != 0 */
         mask &= ((uint64_t)1 << (end % 64)) - 1;
     return mask;
 }

@@ -22,7 +22,7 @@
 
 #include "atomic.h"
 
-/* Large enough for the static TLS of a process with many libraries, which glibc allocates on the stack. */
+/* This is large enough for the static TLS of a process with many libraries: glibc allocates static TLS on the stack. */
 #define CREW_STACK ((size_t)256 << 10)
 
 /* The default maximum: in our measurements more threads never made a copy faster. */

@@ -14,7 +14,8 @@ def attach_path(path, *, lock_timeout=0.0, flags=0, tables_only=False):
     """
     Attach to the store in the file `path`.
 
-    With `tables_only`, the packages that its spill files need may be missing; objects can then be listed, but not read.
+    With `tables_only`, the packages that the store's spill files need may be missing; objects can then be listed, but
+    not read.
     """
     return _open(1, path, 0, -1, 0, 0, 0, 0, lock_timeout, 0, None, flags, None, tables_only)
 

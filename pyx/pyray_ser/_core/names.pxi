@@ -36,7 +36,7 @@ cdef int bind_encoded(ObjectRef ref, bytes encoded, object name, bint keep=True)
 
 
 cdef ObjectRef find_encoded(Store store, bytes encoded):
-    """Return the object with a name, or None. The engine acquires the store's lock, so this releases the GIL."""
+    """Return the object with a name, or None. This releases the GIL, because the engine acquires the store's lock."""
     cdef prs_oid id
     cdef int status
     cdef prs_store *handle

@@ -12,7 +12,7 @@ cdef object decode_allowed(object owner, const uint8_t *form, const uint8_t *dat
     """Return the value of the form at `data`, which `owner` keeps alive and which may refer to objects in `store`.
 
     Header, table and stream are read from `form`, which has the same bytes. If `data` is a new private mapping, a read
-    from it would cause a page fault, which costs as much as creating the mapping.
+    from it would cause a page fault, and a page fault costs as much as creating the mapping.
     """
     cdef prs_header header
     cdef prs_buffer_entry entry
@@ -113,8 +113,8 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
         handle = store.handle
         status = prs_pin_named(handle, &pin.id, &pin.view)
     if status != PRS_OK:
-        # The outer object keeps this object alive. So if this object is missing, the table is corrupt, or the object
-        # was spilled and its file was deleted.
+        # The outer object keeps this object alive. So this object can be missing only if the table is corrupt, or if
+        # the object was spilled and its file was deleted.
         if status in (PRS_E_CLOSED, PRS_E_FREED, PRS_E_SYS, PRS_E_NOMEM):
             fail(status, NULL, store, ref)
         if status == PRS_E_LOST and prs_state(handle, &pin.id) == PRS_OK:
@@ -256,8 +256,8 @@ def get(refs, *, timeout=None, mmap_mode="r", allow=None):
     timeout : float, optional
         How many seconds to wait for objects that are not sealed yet; default is no limit.
     mmap_mode : {"r", "c"}
-        "r" reads in place. "c" returns writable values in a private copy-on-write mapping, which does not change the
-        stored object.
+        "r" reads in place. "c" returns writable values in a private copy-on-write mapping; writing to them does not
+        change the stored object.
     allow : collection of str or callable, optional
         The globals that may be loaded: names ``"module:qualname"`` or a predicate ``(module, qualname) -> bool``. By
         default all globals may be loaded. Allowed classes still run their own code.

@@ -108,8 +108,8 @@ cdef class ObjectRef:
         """
         Return a reference to the object that `binary` identified.
 
-        If this process finds the store, the object must exist. Otherwise the reference is returned as unpickling would
-        return it, and `get` raises the exception.
+        If this process finds the store, the object must exist. If not, the result is the reference that unpickling
+        would return, and `get` raises the exception.
 
         Parameters
         ----------
@@ -175,7 +175,7 @@ cdef class ObjectRef:
         """
         str : One of "sealed", "creating", "freed", "lost" and, after `shutdown`, "closed".
 
-        "foreign" if the reference comes from another machine or container, whose store this process cannot find.
+        "foreign" if the reference comes from another machine or container, and this process cannot find its store.
         """
         cdef int status
         if self.store is None:
@@ -211,7 +211,7 @@ cdef class ObjectRef:
         if gathering is not None and gathering.store == self.id.store and self.handle is not NULL:
             gathering.edges.append(self)
             return loader(), (oid_bytes(&self.id),)
-        if self.store is None:  # this process holds nothing, so it forwards the message that the reference came in
+        if self.store is None:  # this process has no hold to pass on, so forward the message that the reference came in
             return loader(), (message_it_came_in(self),)
         return reduce_ref(self)
 
@@ -219,7 +219,7 @@ cdef class ObjectRef:
         return self.__reduce_ex__(4)
 
     def __dask_tokenize__(self):
-        # Without this method, Dask pickles the reference, which holds the object until `free`.
+        # Without this method, Dask pickles the reference, and a pickled reference holds the object until `free`.
         return "pyray_ser.ObjectRef", self.hex()
 
     def to_message(self):
@@ -260,7 +260,7 @@ cdef class ObjectRef:
         Returns
         -------
         ObjectRef
-            A reference even if the object is lost or freed; `get` then raises an exception.
+            The reference, even if the object is lost or freed; `get` then raises an exception.
 
         Raises
         ------
@@ -330,8 +330,8 @@ cdef int check_refs(str function, object refs) except -1:
 
 # References in messages: the sender acquires a token, and the receiver claims it.
 
-# The form of a reference in a message. It has all data that a receiver needs to find the store and claim the token.
-# Little endian, without padding. The name of the node follows, with up to NODE_MAX bytes.
+# The form of a reference in a message. This form has all data that a receiver needs to find the store and claim the
+# token. Little endian, without padding. The name of the node follows, with up to NODE_MAX bytes.
 cdef struct Travel:
     prs_oid id
     uint64_t start_time     # start time of the sender; with pid and fd it forms the locator
@@ -520,7 +520,7 @@ def find_foreign(ObjectRef ref not None):
     store = find_store(&ref.id, message.pid, message.start_time, message.fd)
     if store is None:
         return False
-    if ref.store is None:  # another thread may have been faster
+    if ref.store is None:  # another thread may have set it meanwhile
         ref.store = store
         handle = begin(store)
         if handle is not NULL and hold_arrived(handle, &ref.id, &message) == PRS_OK:

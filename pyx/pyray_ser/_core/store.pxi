@@ -78,7 +78,7 @@ cdef class Store:
         global exit_registered
         if not exit_registered:
             exit_registered = True
-            Py_AtExit(close_at_exit)  # fails if all 32 entries are in use; other clients then detect the exit
+            Py_AtExit(close_at_exit)  # this fails if all 32 entries are in use; other clients then detect the exit
         self.id = prs_id(handle)
         try:
             stores[self.id] = self
@@ -433,8 +433,8 @@ cdef class Store:
             return False
         inherited = self.handle
         self.opened(handle)
-        # The old handle is closed but not freed, so that its address is not reused, because references compare handles
-        # by address.
+        # Close the old handle, but do not free it: references compare handles by address, so no new handle may get its
+        # address.
         if prs_end(inherited):
             with nogil:
                 prs_close(inherited)
@@ -466,7 +466,6 @@ def set_default(Store store):
 cdef Store default_or_open():
     cdef Store store = default_store
     if store is None:
-        # Do not use `default_store` here, because another thread may have closed it and set it to None, which has no
-        # handle.
+        # Do not use `default_store` here: another thread may have closed that store and set the variable to None.
         store = open_default_store()
     return store

@@ -16,8 +16,8 @@ def export_stored(ref, timeout=None):
     Returns
     -------
     list of memoryview
-        Read-only; in this order, they are the stored form. They pin the bytes, which are not copied. Buffers that lie
-        in other objects are included.
+        Read-only views that, one after the other, are the stored form. They pin the bytes and copy nothing. They
+        include buffers that lie in other objects.
     """
     if type(ref) is not ObjectRef:
         raise not_refs("export", ref)

@@ -107,7 +107,7 @@ def watch(list refs):
     for ref in refs:
         handle = begin(ref.store) if ref.store is not None else NULL
         if handle is not NULL:
-            with nogil:  # this may clean up after a dead creator
+            with nogil:  # this call may clean up after a dead creator
                 prs_wait_any(handle, &ref.id)
             end(handle)
 

@@ -6,7 +6,7 @@
 # so arrays and memoryviews over it stay valid. A window belongs to the process that created it; a forked child cannot
 # export its buffer.
 
-# Room for the stream, which is written when the object is sealed, because the shape of the array is not known earlier.
+# Room for the stream. Sealing writes the stream, because the shape of the array is not known earlier.
 cdef enum:
     STREAM_ROOM = 1024
 
@@ -141,7 +141,7 @@ cdef Window open_window(uint64_t size, int64_t deadline, bint stored=False):
     made.data = <uint8_t *>made.draft.window + made.off
     made.size = size
     made.state = OPEN
-    end(made.draft.store)  # an open window does not count as a use of the handle, but keeps its memory
+    end(made.draft.store)  # an open window is no use of the handle, but keeps the handle's memory allocated
     if open_windows is None:
         from weakref import WeakValueDictionary
 

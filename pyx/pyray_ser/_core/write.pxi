@@ -197,7 +197,7 @@ cdef int write_or_abort(Store store, prs_draft *draft, uint64_t at, const void *
         raise
 
 
-# If this is set, it is called for every object that this process creates.
+# The function that is called for every object that this process creates, or None.
 cdef object note_origin = None
 
 
@@ -228,7 +228,7 @@ cdef inline ObjectRef seal_or_abort(Store store, prs_draft *draft):
         except BaseException:
             store.abort(draft)
             raise
-    # Another thread may have closed the store during the copy, which ends the draft.
+    # Another thread may have closed the store during the copy; a close ends the draft.
     status = prs_seal(draft.store, draft, &error) if store.handle == draft.store else PRS_E_CLOSED
     if status != PRS_OK:
         store.abort(draft)
@@ -537,7 +537,7 @@ cdef ObjectRef put_gathered(Store store, Gathered gathered, int64_t deadline):
 cdef object registry_find = None
 cdef list registry_version = None
 cdef dict copyreg_table = _copyreg_table
-# {type: the number of registry changes when it last had no serializer}
+# {type: the number of registry changes when `find` last returned None for the type}
 cdef dict unregistered = {}
 
 
@@ -651,8 +651,8 @@ def put(value, *, timeout=None, name=None, ephemeral=False, explain=False):
         A name of 1 to 215 bytes of UTF-8, by which `get_by_name` finds the object in any process that uses this store.
         The object then exists until it is freed or the store ends.
     ephemeral : bool, optional
-        Whether the name does not keep the object: both then end when no process holds a reference or a view any more,
-        also because the processes were killed.
+        If true, the name does not keep the object alive: name and object end when no process holds a reference or a
+        view any more, even if the processes were killed.
     explain : bool, optional
         Also return how each part was stored. This visits the value a second time.
 

@@ -4,10 +4,10 @@
  * Purpose    ThreadSanitizer identifies memory by its virtual address, not by its physical page.  It does not see
  *            that one word (the store lock, a slot's word) orders accesses through two mappings.  So it misses
  *            races between handles.  It also reports a false race if one thread of a handle frees memory, another
- *            handle uses it, and a second thread of the first handle allocates it again.
+ *            handle uses this memory, and a second thread of the first handle allocates it again.
  * Algorithm  Only in programs built for ThreadSanitizer, the linker replaces prs_os_map() and related functions by
- *            these (--wrap).  All handles use the first handle's mapping of a store's tables, with a reference
- *            count.
+ *            those in this file (--wrap).  All handles use the first handle's mapping of a store's tables, with a
+ *            reference count.
  * Guarantee  Each handle maps the data at a separate address.  Mappings that cannot be shared are made as usual.
  */
 #include "store.h"
@@ -74,7 +74,7 @@ int __wrap_prs_os_map_zero_fixed(void *at, size_t len);
 void __real_prs_os_unmap(void *at, size_t len);
 void __wrap_prs_os_unmap(void *at, size_t len);
 
-/* Share a writable mapping at the beginning of a file, which is always that of a store's tables. */
+/* Share a writable mapping of the beginning of a file: only a store's tables are mapped in this way. */
 void *__wrap_prs_os_map(int fd, uint64_t off, size_t len, bool writable)
 {
     struct stat st;
@@ -127,7 +127,7 @@ int __wrap_prs_os_map_zero_fixed(void *at, size_t len)
     if (i < 0 || shared[i].handles == 1)
         rc = __real_prs_os_map_zero_fixed(at, len);
     if (i >= 0 && shared[i].handles == 1)
-        shared[i].ino = 0; /* new handles must not share it */
+        shared[i].ino = 0; /* new handles must not share this mapping */
     leave();
     return rc;
 }
