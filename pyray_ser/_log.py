@@ -1,15 +1,15 @@
 """The logger of the package: ``logging.getLogger("pyray_ser")``.
 
-This module imports `logging` only if the program has imported it, or in order to show a warning, which needs no setup.
+This module imports `logging` only if the program has imported it, or to show a warning, because warnings need no setup.
 The import takes longer than a first `put`.
 
 The logger is looked up once. `logging.getLogger` acquires a lock, and if a signal handler raises an exception inside
-it, the lock stays held. Every thread that opens or closes a store would then wait for that lock.
+this call, the lock stays held. Every thread that opens or closes a store would then wait for that lock.
 """
 
 import sys
 
-TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
+TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
     from logging import Logger
 

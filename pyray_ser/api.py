@@ -12,7 +12,7 @@ from .store import discovery as _stores
 from .store.scopes import scope
 from .store.waiting import wait
 
-TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
+TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, SupportsIndex

@@ -76,7 +76,7 @@ def run_store(dataset: Dataset, workers: int, bytes_of_arrays: int) -> tuple[Out
 
 
 def settled(used: int) -> dict[str, int]:
-    """Return the store's counters after living processes have reaped the dead one, which they do once a second."""
+    """Return the store's counters after living processes have reaped the dead one; they check for it once a second."""
     end = time.monotonic() + 5
     while True:
         now = pyray_ser.stats()

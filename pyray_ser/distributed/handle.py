@@ -27,7 +27,7 @@ _keep_closed: ContextVar[bool] = ContextVar("pyray_ser_keep_closed", default=Fal
 
 @contextmanager
 def closed_handles() -> Iterator[None]:
-    """Make this task receive handles as handles. Outside of this block, they are opened to their values."""
+    """Make this task receive handles unopened. Outside of this block, their values replace received handles."""
     mark = _keep_closed.set(True)
     try:
         yield

@@ -69,7 +69,7 @@ class SharingPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
 
 
 async def _open_store(worker: Any) -> _core.Store:
-    """Open the store that all workers of this cluster on this host use, or the one that this process uses already."""
+    """Open the store of this cluster on this host, unless this process uses a store already; then return that store."""
     store = _core.default()
     if store is not None:
         return store

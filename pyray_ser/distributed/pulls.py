@@ -1,8 +1,8 @@
 """Transfer values between hosts: each host gets a value once and streams it from the socket into its store.
 
-The worker that has a value remembers which worker of each host asked for it first, and refers the other workers of that
-host to this worker. This is recorded neither in the store nor in files, so a worker that is killed leaves nothing
-behind.
+The worker that has a value remembers which worker of each host asked first for the value, and refers the other workers
+of that host to this first worker. It keeps this record neither in the store nor in files, so a killed worker leaves
+nothing behind.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Pulls:
         who : str
             Address of the worker that sent the request.
         again : bool
-            Whether that worker failed to get the value from the first one.
+            Whether that worker failed to get the value from the first worker of its host.
         """
         from distributed.utils import offload
 
@@ -171,7 +171,7 @@ class Pulls:
 
     async def pull(self, address: str, key: Any) -> Handle | None:
         """
-        Get a value from another host, or its handle from the worker of this host that is getting it.
+        Get a value from another host, or a handle of the value from the worker of this host that is getting the bytes.
 
         Parameters
         ----------
@@ -229,7 +229,7 @@ class Pulls:
                 self.worker.rpc.reuse(first, comm)
 
     async def _receive(self, address: str, key: Any, again: bool) -> tuple[Handle | None, str | None]:
-        """Ask for the bytes of a value; return its handle, or the address of the worker of this host that gets them."""
+        """Ask for the bytes of a value; return a handle, or the address of the worker of this host that gets them."""
         comm = await self.worker.rpc.connect(address)
         try:
             await comm.write({"op": PULL, "key": key, "who": self.worker.address, "again": again})

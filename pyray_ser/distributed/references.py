@@ -63,7 +63,7 @@ class References:
         self._claims: WeakKeyDictionary[Any, ObjectRef[Any]] = WeakKeyDictionary()
 
     def begin(self) -> None:
-        """Answer the requests of other hosts, and resolve references from there."""
+        """Answer the requests of other hosts, and resolve references to objects of other hosts."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.worker.handlers[OBJECT] = self.serve
@@ -136,7 +136,7 @@ class References:
         identity = ref.binary()
         name = f"pyray_ser copy of {identity.hex()}"
         for attempt in range(_TRIES):
-            # After a failure, only a new `put` finds out whether the name has ended.
+            # After a failure, do not look up the name: only a new `put` shows whether the name has ended.
             claim = None if attempt else _find(name)
             if claim is None:
                 fetching = asyncio.run_coroutine_threadsafe(self._fetch(ref.store_id, identity, name), self._loop)
@@ -151,12 +151,12 @@ class References:
                     del fetching  # its error refers to this frame, which refers to the copy
             if claim is not None:
                 copy: ObjectRef[Any] = api.get(claim)[0]
-                api.wait([copy])  # until it is complete, or its receiver has failed
+                api.wait([copy])  # wait until the copy is complete or its receiver has failed
                 if copy.state == "sealed":
                     self._claims[_core.foreign_parts(ref)[1]] = claim
                     return copy
                 del copy
-            # The name ends when the last process has let go of the copy that failed.
+            # The name ends when the last process has released the copy that failed.
             del claim
             time.sleep(0.02 * (attempt + 1))
         raise ObjectLostError(
@@ -174,7 +174,7 @@ class References:
                 try:
                     claim = await self._receive(address, identity, name)
                 except NameExistsError:
-                    raise  # an OSError, too
+                    raise  # this error is an OSError, too, but must reach the caller
                 except OSError as error:
                     # This worker is gone, but others of its host may have the object.
                     _log.debug("cannot get an object from %s: %s", address, error)
@@ -210,7 +210,7 @@ class References:
         limit = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
         comm = await self.worker.rpc.connect(address, timeout=limit / _WORKERS)
         try:
-            # A worker that is stopped must not stop this one for ever.
+            # Wait for a limited time, because the other worker may be stopped.
             async with asyncio.timeout(limit):
                 await comm.write({"op": OBJECT, "identity": identity})
                 head = await comm.read()
@@ -225,7 +225,7 @@ class References:
                         await private_names.stream_of(comm).read_into(block[at : at + _RECEIVED])
                 api.seal(block)
             except BaseException:
-                # First the connection, which writes into the block.
+                # Close the connection first, because it writes into the block.
                 comm.abort()
                 api.abort(block)
                 raise

@@ -109,7 +109,8 @@ class Sharing:
         try:
             return await answer(comm, keys=keys, who=who, serializers=serializers)
         finally:
-            # Dask's metrics refer to their owner, and so to this dictionary, as long as the connection exists.
+            # Release the handles now: as long as the connection exists, Dask's metrics refer to their owner, and the
+            # owner refers to this dictionary.
             handles.clear()
 
     async def handle_of(self, key: Any) -> Handle | None:

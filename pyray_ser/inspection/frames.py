@@ -46,8 +46,8 @@ def describe(obj: Any, steps: list[Step]) -> Found | None:
         if issubclass(type(obj), pandas.Index):
             return _in_index(obj, steps)
     except Exception:
-        # This version of pandas, or a subclass, has other attributes. Use the path with pandas' internals, which is
-        # also correct.
+        # This version of pandas, or a subclass, has other attributes. Use the path with pandas' internals; this
+        # path is also correct.
         return None
     return None
 

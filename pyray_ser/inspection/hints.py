@@ -1,7 +1,7 @@
 """Hints for types that are known to fail.
 
-Types are matched by name along the MRO, so that nothing is imported. The second column tells whether an instance is a
-single resource. If so, the report names the resource, not the lock or the thread inside it.
+This module finds types by name along the MRO, and so imports no package. The second column tells whether an instance
+is a single resource. If so, the report names the resource, not the lock or the thread inside it.
 """
 
 import sys
@@ -169,7 +169,7 @@ def _is_compiled(cls: type) -> bool:
 
 
 def _is_own(cls: type) -> bool:
-    """Return whether the user can change a class, which is neither compiled, nor installed, nor a standard one."""
+    """Return whether the user can change a class: it is not compiled, installed or in the standard library."""
     module = _module_name(cls)
     if module in ("__main__", "__mp_main__"):
         return _is_heap_type(cls)

@@ -159,7 +159,7 @@ class _Search:
 
 def add_path(error: Exception, root: object, reducers: Reducers | None = None, *, by_value: bool = False) -> None:
     """
-    Add a note with the path to the object that could not be pickled to an error, if the object is found.
+    Add a note to an error with the path to the object that could not be pickled, if that object is found.
 
     Parameters
     ----------

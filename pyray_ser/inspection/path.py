@@ -79,9 +79,9 @@ class Way:
     Attributes
     ----------
     count : int
-        Parts of the description so far.
+        Number of parts of the description so far.
     last : Part or None
-        The last of them.
+        The last of these parts.
     """
 
     __slots__ = ("_before", "_steps", "_tail", "count", "last")
@@ -113,7 +113,7 @@ class Way:
         return made
 
     def near(self) -> list[Step]:
-        """Return the most recent steps, which can still be described as one part."""
+        """Return the most recent steps that can still be described as one part."""
         return self._steps
 
     def since(self, known: int) -> list[Part]:

@@ -20,8 +20,8 @@ def inspect_serializability(
 ) -> tuple[bool, set[FailureTuple]]:
     """Find all parts of an object that prevent it from being pickled, and print a report.
 
-    The object is visited once, exactly as the pickler would visit it, but nothing is written. The visit continues after
-    a failure, so it finds every object that cannot be pickled: inside containers, closures, globals, default arguments,
+    The inspector visits the object once, as the pickler would, but writes nothing. The visit continues after a
+    failure, so it finds every object that cannot be pickled: inside containers, closures, globals, default arguments,
     slots and the results of ``__reduce__`` and ``__getstate__``, at any depth.
 
     Parameters

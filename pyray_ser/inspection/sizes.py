@@ -295,8 +295,8 @@ def sizes_of(result: Trace) -> Sizes:
     root = _size(node, _Path(None, "", name or ""), name or "")
     captures: list[Size] = []
     every = [root]
-    # Each entry: a node, the path to the node, how many parts of this path also belong to the path of `parent`, the
-    # parent, whether an access may follow the parent, and the parts between the parent and the node.
+    # Each entry contains: a node; the path to the node; the number of parts that this path shares with the path of
+    # the parent; the parent; whether an access may follow the parent; the parts between the parent and the node.
     waiting: list[tuple[Any, Way, int, Size, bool, list[Part]]] = [(node, Way(), 0, root, bool(name), [])]
     while waiting:
         node, way, known, parent, access, passed = waiting.pop()

@@ -121,7 +121,7 @@ def _item(obj: Any) -> str:
 
 
 def key_text(key: Any) -> str:
-    """Return the text of a dictionary key or a set element in a path, which contains no addresses."""
+    """Return the text for a dictionary key or a set element in a path; this text contains no addresses."""
     cls = type(key)
     if cls in _ATOMS or cls in _BRACKETS:
         return brief(key, 40)

@@ -2,8 +2,8 @@
 
 NumPy trusts the state that a pickle sets on a dtype or an array. A forged state can make NumPy read past a buffer, use
 bytes as addresses, or free memory that is in use. The unpickler (``csrc/unpickle/safe_mode.c``) calls the two functions
-here before each such state. Without safe mode they refuse states that would crash; in safe mode they refuse states that
-NumPy does not write itself.
+here before it passes such a state to NumPy. Without safe mode, the functions refuse states that would crash NumPy; in
+safe mode, they refuse states that NumPy does not write itself.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def _resolve(module: Any, name: str) -> Any:
 
 
 def _is_global(variable: Any) -> bool:
-    """Return whether its module has a type variable under its name, because the variable reduces to this name only."""
+    """Return whether a type variable can be imported by its name; its own reduction contains only this name."""
     try:
         find_global(variable, variable.__name__)
     except PicklingError:

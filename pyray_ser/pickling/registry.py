@@ -249,7 +249,7 @@ def _scan() -> dict[str, list[Any]]:
     """Find the entry points of this package's group in the installed distributions.
 
     The files are searched first, because the import of `importlib.metadata` is slow and few programs have such an entry
-    point. It does not find distributions in zip files or those that only other import finders know.
+    point. This search does not find distributions in zip files or those that only other import finders know.
     """
     needle = GROUP.encode()
     if not any(needle in text for folder in sys.path for text in _entry_point_files(folder)):

@@ -13,7 +13,7 @@ from .._pickle import Pickler, dump, dumps
 from .._unpickle import Unpickler, load, loads
 from . import reducers, registry
 
-TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
+TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any

@@ -19,7 +19,7 @@
 
 - the name ``_ForkingPickler`` in ``multiprocessing.queues`` and ``multiprocessing.connection``, by which every queue and
   pipe pickles (Pool, ProcessPoolExecutor, Queue, Pipe); `multiprocessing.reduction.ForkingPickler` itself, with which torch and
-  others register, is unchanged, and its table is used,
+  others register, is unchanged, and the replacement uses its table of reducers,
 - ``send``, ``recv_bytes`` and ``recv_bytes_into`` of connections, ``SimpleQueue.put`` and ``Queue._feed``: these show
   which pipe a message goes to, and whether the program reads a message as raw bytes,
 - ``BaseProcess.start``, ``multiprocessing.reduction.dump`` and ``_launch`` of the start methods spawn and forkserver: a new

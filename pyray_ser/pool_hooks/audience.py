@@ -54,7 +54,7 @@ def failed() -> None:
 
 
 def started(pid: int) -> None:
-    """Record that a child was started, which will install the hooks before it loads its work."""
+    """Record that a child was started; it will install the hooks before it loads its work."""
     _launching.discard(get_ident())
     now = time.monotonic()
     for other in [other for other, until in _starting.items() if until < now]:
@@ -100,7 +100,7 @@ def all_can_attach(inode: int, store: _core.Store, blocks: bool) -> bool:
 
 
 def _waits_for_start(inode: int, store: _core.Store) -> bool:
-    """Return whether some reader is not a client only because it is still starting."""
+    """Return whether some reader is not a client yet, but may become one because it is still starting."""
     clients = set(store.client_pids())
     if _launching - {get_ident()}:
         return True

@@ -40,7 +40,7 @@ def _hook_dumps(original: Function) -> Function:
 def _with_arrays(
     reducers: dict[type, Function] | None, taker: message.Taker, protocol: int | None
 ) -> dict[type, Function] | None:
-    """Return the reducers of a queue; add this package's reducer for arrays if it has none, or has joblib's."""
+    """Return the reducers of a queue; if arrays have no reducer there, or joblib's, use the reducer of this package."""
     numpy = imported.numpy()
     if numpy is None or numpy.ndarray in copyreg.dispatch_table:
         return reducers

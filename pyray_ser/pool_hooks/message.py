@@ -261,7 +261,7 @@ def _take_over(table: bytes) -> list[_core.ObjectRef[Any]]:
 
 
 def keep(data: Any) -> None:
-    """Hold the objects of a message that was read as raw bytes, which the program may load at any time, repeatedly."""
+    """Hold the objects of a message that was read as raw bytes: the program may load it repeatedly, at any time."""
     table = _table(data)
     if not table:
         return
@@ -276,7 +276,7 @@ def keep(data: Any) -> None:
 
 
 def loads(data: Any, /, **kwargs: Any) -> Any:
-    """Load a message that this process has read from its pipe, so that no other process loads it."""
+    """Load a message that this process has read from its pipe; no other process can load the same message."""
     table = _table(data)
     refs = None
     if table:

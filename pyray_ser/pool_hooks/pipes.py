@@ -1,6 +1,6 @@
 """Ask the kernel which processes can read from a pipe, and how many of its bytes are unread.
 
-A pipe is identified by the inode of its reading side, which remains when the process that wrote to the pipe has ended.
+The inode of its reading side identifies a pipe. This inode remains when the process that wrote to the pipe has ended.
 The reading side of a socket pair is the other end, whose inode the kernel's socket diagnosis reports. If the kernel
 does not support this request, no references are sent through socket pairs.
 """
@@ -136,7 +136,7 @@ class Readers:
 
 
 def _hidden_clients() -> list[int]:
-    """Return the living clients that this process may not examine, because they could be reading from any pipe."""
+    """Return the living clients that this process may not examine; each could be reading from any pipe."""
     store = _core.default()
     if store is None or store.closed:
         return []
@@ -176,4 +176,4 @@ def _readable(pid: int, complain: bool = False) -> Iterator[tuple[int, str]]:
             if kind in ("pipe", "socket") and os.lstat(path).st_mode & stat.S_IRUSR:
                 yield int(inode[:-1]), path
         except OSError:
-            continue  # the descriptor was closed meanwhile; this is always so for the one that listdir used
+            continue  # the descriptor was closed meanwhile, as the one that listdir used always is

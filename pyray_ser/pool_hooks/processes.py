@@ -100,7 +100,7 @@ def hook_launch(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def hook_dump(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a replacement for ``multiprocessing.reduction.dump``, or loky's, which pickles a process."""
+    """Return a replacement for the function that pickles a process: ``multiprocessing.reduction.dump``, or loky's."""
 
     @functools.wraps(original)
     def dump(obj: Any, file: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,5 +1,5 @@
-"""Arrays that arrived copy-on-write. If such an array was not modified and is sent to another process, a reference to
-its original object is sent, without a copy.
+"""Arrays that arrived copy-on-write. If the process sends such an array without having modified it, it sends
+a reference to the original object and makes no copy.
 
 The kernel's page tables show whether an array was written to: pages that were written to are private to the process,
 and all others are pages of the store.

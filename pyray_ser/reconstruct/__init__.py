@@ -1,4 +1,4 @@
-"""Functions that reconstruct values of types whose package has no public function for it, when `get` loads them.
+"""Functions by which `get` reconstructs values of types whose own package has no public function for this.
 
 Streams that `put` writes refer to these functions by name. They are part of the format, so the name and the arguments
 of such a function must never change. Buffers in the store are read-only, and so are the values that use them. The

@@ -1,8 +1,8 @@
 """Functions that reconstruct categories of polars. Streams of `put` refer to them, so they are part of the format.
 
 Each process numbers the categories of categorical columns in the order of their first occurrence. So `put` stores a
-column as its codes, which the reader uses in place, and the strings that belong to these codes in the writer. The
-reader adds these strings to its own categories. If the strings get the same numbers, as in a process without other
+column as its codes and the strings that belong to these codes in the writer. The reader uses the codes in place, and
+adds the strings to its own categories. If the strings get the same numbers, as in a process without other
 categories and in children of the writer, the codes are valid. Otherwise the reader translates the codes, which requires
 a copy. The categories of an enum belong to its dtype, and so are the same everywhere.
 """

@@ -1,9 +1,9 @@
 """Functions that reconstruct tensors of torch. Streams of `put` refer to them, so they are part of the format.
 
 torch has no read-only flag, so a write into read-only memory would crash the process. Therefore tensors use a
-copy-on-write mapping of the stored object (`_core.writable_twin`): a page is copied when the tensor is first written to
-there, and other processes and other calls of `get` do not see the change. Bytes that are not in a store are copied,
-unless they are writable.
+copy-on-write mapping of the stored object (`_core.writable_twin`): the first write to a page copies the page, and
+other processes and other calls of `get` do not see the change. Bytes that are not in a store are copied, unless they
+are writable.
 """
 
 from typing import Any
@@ -77,7 +77,7 @@ class Memory:
 
 
 def storage(memory: Any) -> Any:
-    """Return the untyped storage over a block of memory, or of a tensor; always the same one."""
+    """Return the untyped storage over a block of memory, or of a tensor; each call returns the same storage."""
     if type(memory) is not Memory:
         return memory.untyped_storage()
     if memory.first is None:

@@ -1,9 +1,12 @@
 """Find the stores that a process uses: the default store for `put`, and the stores of references that it receives.
 
-For `put`, a process uses the first available of these: the store that it already has (a forked child inherits its
-parent's), the store that the environment variable ``PYRAY_SER_STORE`` hints at, the store of the process that
-``multiprocessing`` reports as the parent, the stores of the ancestors of a multiprocessing child (whose direct parent
-may be a fork server), or a new anonymous store.
+For `put`, a process uses the first available of these:
+
+1. the store that the process already has; a forked child inherits the store of its parent;
+2. the store that the environment variable ``PYRAY_SER_STORE`` hints at;
+3. the store of the process that ``multiprocessing`` reports as the parent;
+4. in a child of multiprocessing, the stores of its ancestors, because its direct parent may be a fork server;
+5. a new anonymous store.
 
 A hint is not trusted: before the engine attaches to a store, it verifies the store's owner, mode, identity and layout.
 """
@@ -17,7 +20,7 @@ from contextlib import suppress
 
 from .. import _core, _log
 
-TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
+TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -61,7 +64,7 @@ _NOTHING = _Asked(None, {}, {})
 # The value is replaced as a whole, in an expression that calls nothing. Signal handlers and finalizers may also open
 # and close stores, but they cannot interrupt such an expression.
 _asked = _NOTHING
-# Stores that this process closed deliberately. A hint must not make one of them the default again.
+# Stores that this process closed deliberately. A hint must not make one of these stores the default again.
 _closed: set[int] = set()
 
 

@@ -13,7 +13,7 @@ import sys
 from .. import _core, _log
 from ..exceptions import GetTimeoutError, NameNotFoundError
 
-TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
+TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
     from typing import Any
 

@@ -6,7 +6,7 @@ object into a store of this machine. `get`, `get_buffer`, `wait` and `await` cal
 
 `export` and `create_stored` copy objects from store to store without unpickling them.
 
-The only lock of this module is held just for a lookup. The resolver runs without the lock, and never in a destructor.
+This module has one lock, which it holds only for a lookup. The resolver runs without this lock, never in a destructor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 from .. import _core
 from .discovery import node_name
 
-TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
+TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from concurrent.futures import Future
@@ -114,8 +114,8 @@ def set_resolver(function: Resolver | None) -> Resolver | None:
 
     Notes
     -----
-    The copy is kept as long as this process holds a reference to the foreign object, and the function is asked once.
-    If it returned None or raised an exception, or if the copy was freed or lost, the next `get` asks again.
+    The process keeps the copy as long as it holds a reference to the foreign object, and calls the function only once.
+    If the function returned None or raised an exception, or if the copy was freed or lost, the next `get` asks again.
 
     Examples
     --------
@@ -249,7 +249,7 @@ def begin(refs: Iterable[Ref]) -> None:
 
 
 def is_ready(ref: Ref) -> bool:
-    """Return whether a wait would end, because no resolver call runs, and its copy is complete or does not exist."""
+    """Return whether a wait for this object would end: no resolver runs, and the copy is complete or does not exist."""
     if ref.binary() in _flights:
         return False
     copy = copy_of(ref)

@@ -5,8 +5,9 @@ such a lock and no process has the file mapped. The next process that opens this
 removes the file. If the last process exits normally, it removes the file itself, and also this user's directory if no
 file is left in it.
 
-A process holds a lock (``flock``) on the directory while it opens or removes a store, so that it does so alone. If the
-directory was removed while a process waited for its lock, the process starts again.
+A process holds a lock (``flock``) on the directory while it opens or removes a store, so no other process opens
+or removes a store at the same time. If the directory was removed while a process waited for its lock, the process
+starts again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from weakref import ref
 
 from .. import _core, _log
 
-TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
+TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -249,7 +250,7 @@ def in_use(path: str) -> bool:
     """
     Return whether any process uses the store in the file `path`.
 
-    A client holds a record lock on the file, which is also visible from other pid namespaces and containers. A process
+    A client holds a record lock on the file. Other pid namespaces and containers can also see this lock. A process
     that closes all its descriptors loses this lock, but still has the file mapped.
     """
     with _core.Opened(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK) as opened:

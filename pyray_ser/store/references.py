@@ -19,7 +19,7 @@ from .._core import ObjectRef, reduce_for_message
 from .discovery import node_name
 from .scopes import hold
 
-TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
+TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 
 from .. import _core
 
-TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
+TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
     from typing import Any
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 
-TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
+TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any

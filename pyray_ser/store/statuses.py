@@ -1,4 +1,4 @@
-"""The table of exceptions for the status codes of the store engine, which are raised in only one place."""
+"""The table from the status codes of the store engine to exceptions; one function raises all these exceptions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from errno import ENOSPC
 from .. import exceptions as exc
 from .._core import STATUS, ObjectRef, Store
 
-TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
+TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
@@ -93,7 +93,7 @@ _NAMED = 3
 
 
 def _flights(store: Store) -> tuple[dict[int, int], dict[int, int]]:
-    """Return for each object the number of its pickled references that can be loaded, and of those in messages."""
+    """Return two counts for each object: references pickled for any number of loads, and references in messages."""
     kept: dict[int, int] = {}
     sent: dict[int, int] = {}
     try:

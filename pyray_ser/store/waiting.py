@@ -15,7 +15,7 @@ from contextlib import suppress
 from .. import _core
 from .._core import get
 
-TYPE_CHECKING = False  # `typing` is not imported for this, which would take longer than the rest of this module
+TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
@@ -44,7 +44,7 @@ class _Watcher:
         self._runs = False
 
     def add(self, ref: Ref, loop: Loop | None, target: Target) -> None:
-        """Resolve `target` with the value once the reference is ready: in `loop`, or in the watcher if that is None."""
+        """Resolve `target` with the value once the reference is ready: in `loop`, or in the watcher without a loop."""
         self._new.append((ref, loop, target))
         if not self._runs:
             import threading

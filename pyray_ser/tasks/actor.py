@@ -108,7 +108,7 @@ class Grip:
         self.client = client
 
     def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
-        # The function is a default argument, because the interpreter clears module globals when it shuts down.
+        # Get the function from a default argument: at shutdown, the interpreter may have cleared the module's globals.
         if not is_finalizing():
             self.client.release()
 

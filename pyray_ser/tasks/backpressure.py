@@ -16,10 +16,10 @@ __all__ = ["AHEAD", "AHEAD_BYTES", "Flow", "everything", "nothing", "taken"]
 AHEAD, AHEAD_BYTES = 16, 64 << 20
 
 _count = Struct("<Q")
-# This value instead of a count means that a process waits for the end of the stream, which therefore runs without a
-# limit.
+# TAKEN carries this value instead of a count if a process waits for the end of the stream. The stream then runs without
+# a limit.
 _ALL = 0xFFFFFFFFFFFFFFFF
-# This value instead of a count means that the reader has dropped the stream, which therefore ends.
+# TAKEN carries this value instead of a count if the reader has dropped the stream. The stream then ends.
 _NONE = 0xFFFFFFFFFFFFFFFE
 
 

@@ -57,7 +57,7 @@ class Collector:
             self.thread = start_new_thread(self._run, ())
         except RuntimeError:
             # Since Python 3.12 an interpreter that is shutting down starts no threads. In that case `end` does the
-            # thread's work. At any other time no code would do it, so raise the error.
+            # thread's work. At any other time no code would do this work, so raise the error.
             if not _ending:
                 self.close()
                 raise
@@ -176,7 +176,7 @@ class Collector:
                 _collector = None
 
     def close(self) -> None:
-        """Close its descriptors."""
+        """Close the collector's own descriptors."""
         self._epoll.close()
         self._bell.close()
 
@@ -195,7 +195,7 @@ class Collector:
                 self._ended.release()
 
     def _guarded(self, act: Callable[..., Any], *arguments: object) -> Any:
-        """Call a function and log its exceptions, which must not end the thread that all channels rely on."""
+        """Call a function and log its exceptions, so that they do not end the thread that all channels rely on."""
         try:
             return act(*arguments)
         except BaseException:

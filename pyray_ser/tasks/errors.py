@@ -1,9 +1,9 @@
 """Send errors from a worker to the caller.
 
 A worker describes an exception as a `Failure`. It always contains the exception's type, message and traceback as text,
-and also the pickled exception if possible. The caller receives an instance of a class, made at run time, that derives
-from `TaskError` and from the type of the original, so that ``except TaskError`` and ``except ValueError`` both catch
-it.
+and also the pickled exception if possible. The caller receives an instance of a class that is made at run time and
+derives from `TaskError` and from the type of the original. So ``except TaskError`` and ``except ValueError`` both catch
+the exception.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run finalizers and exit functions at the end of a worker process, as at the end of a program.
 
-multiprocessing ends a forked child with `os._exit`, which runs neither of them. Functions that the parent registered
-must not run in a child, because they might remove the parent's temporary files.
+multiprocessing ends a forked child with `os._exit`, which runs neither finalizers nor exit functions. Functions that
+the parent registered must not run in a child, because they might remove the parent's temporary files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Send a TaskRef to other processes.
 
-A settled TaskRef is pickled as its outcome. For a pending TaskRef, its owner makes an unsealed object in the store,
-which is called the promise. The receiver waits for the promise as for any other object, and the owner seals it when the
+A settled TaskRef is pickled as its outcome. For a pending TaskRef, its owner makes an unsealed object in the store:
+the promise. The receiver waits for the promise as for any other object, and the owner seals it when the
 answer has arrived. If the owner dies before that, waiting processes get `ObjectLostError`.
 
 The promise cannot keep its result alive: objects may refer only to older objects, so that no cycles can form, and the
@@ -127,7 +127,7 @@ class _Promises:
         self._sweeping = False
 
     def get(self, ref: TaskRef) -> Ref:
-        """Return the promise for a TaskRef, which was still pending when the caller checked it."""
+        """Return the promise for a TaskRef that was still pending when the caller checked it."""
         promise = self._made.get(ref)
         if promise is not None:
             return promise

@@ -60,7 +60,7 @@ class Pool:
         self._tokens: SimpleQueue[bool] = SimpleQueue()
         self._threads: set[int] = set()
         self._idle: set[int] = set()
-        # The thread idents of these threads.
+        # The thread idents of the threads that serve the pool.
         self._serving: set[int] = set()
         self._numbers = count(1)
         self._resting: list[Worker] = []

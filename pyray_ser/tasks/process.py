@@ -1,8 +1,8 @@
 """Worker processes, which are started by `multiprocessing` and watched through a pidfd.
 
-A pidfd becomes readable when the worker ends. A pipe would not, because it stays open while any process that inherited
-its other end is alive. Each worker also watches its owner and ends when the owner ends, even while the worker is
-running a task.
+A pidfd becomes readable when the worker ends. A pipe would not show this, because it stays open while any process
+that inherited its other end is alive. Each worker also watches its owner and ends when the owner ends, even while the
+worker is running a task.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def context(method: str | None = None) -> BaseContext:
 
 
 def new_address() -> str:
-    """Return an address for an actor in the abstract namespace, which leaves no file behind."""
+    """Return an address for an actor in the abstract namespace; such an address has no file."""
     return f"\0pyray_ser-{os.getpid()}-{os.urandom(8).hex()}"
 
 
@@ -219,7 +219,7 @@ def _interrupts_held_back(method: str) -> Iterator[None]:
     discard the exception.
     """
     if method == "forkserver":
-        # The fork server ignores interrupts itself, and all children would inherit this mask.
+        # Do not block SIGINT here: the fork server ignores interrupts itself, and all children would inherit the mask.
         yield
         return
     if method == "spawn":

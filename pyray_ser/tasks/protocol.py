@@ -64,7 +64,7 @@ GRACE = 10.0
 
 
 class Placeholder:
-    """In the arguments of a call, replaces a reference that was pending when the arguments were pickled."""
+    """Replaces, in the arguments of a call, a reference that was pending when the arguments were pickled."""
 
     __slots__ = ("index",)
 

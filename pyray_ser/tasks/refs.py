@@ -2,8 +2,8 @@
 
 A `TaskRef` exists before its value. The process that called `.remote` owns it. The worker's answer arrives in that
 process and settles the reference: with a small value in serialized form, with a reference to a large value in the
-store, or with an error. `get`, `wait`, `await` and `future` accept it like an `ObjectRef`; their code for ordinary
-references does not change.
+store, or with an error. `get`, `wait`, `await` and `future` accept a `TaskRef` like an `ObjectRef`; their code for
+ordinary references does not change.
 
 Settling acquires no lock: it first writes the outcome and then removes and runs the callbacks one by one. Code that
 adds a callback checks afterwards whether the reference was settled meanwhile. If so, that code removes and runs the
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SLICE", "Outcome", "Repeatable", "Source", "TaskRef", "get", "patience", "wait"]
 
-# In this order: a small value in serialized form, a reference to a large value in the store, an error that the task
-# raised, or an error of the transfer.
+# The outcome is one of these, in this order: a small value in serialized form, a reference to a large value in the
+# store, an error that the task raised, or an error of the transfer.
 Outcome: TypeAlias = "bytes | ObjectRef[Any] | Failure | BaseException"
 
 
@@ -60,10 +60,10 @@ class Source(Protocol):
 
 class Repeatable:
     """
-    The key under which a callback is registered that may be called several times.
+    The key for registering a callback that may be called several times.
 
-    The callback is removed only after it has run. So if a signal handler interrupts it and waits for its effect, the
-    handler can run it again.
+    The callback is removed only after it has run. So if a signal handler interrupts the callback and waits for its
+    effect, the handler can run the callback again.
     """
 
     __slots__ = ()

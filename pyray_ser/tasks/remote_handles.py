@@ -1,8 +1,8 @@
 """Handles of actors in processes other than the actor's owner.
 
-When a handle is pickled, it is announced to the actor. The actor then listens at its address and stays alive for a
-while, even if all other handles have been released. A process that loads the handle connects and sends the token of the
-announcement.
+A process that pickles a handle announces the handle to the actor. The actor then listens at its address and stays alive
+for a while, even if all other handles have been released. A process that loads the handle connects and sends the token
+of the announcement.
 
 Loading a handle never waits for the actor or fails because of it: a thread connects, and calls made meanwhile are
 queued. If the actor has ended, these calls fail. If the actor's process has died and is restarted, the thread connects

@@ -192,7 +192,7 @@ class ResultStream:
         self._items = items
 
     def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
-        # The function is a default argument, because the interpreter clears module globals when it shuts down.
+        # Get the function from a default argument: at shutdown, the interpreter may have cleared the module's globals.
         items = self._items
         if not items.ended and not is_finalizing():
             items.abandon()
@@ -253,7 +253,7 @@ class ResultStream:
         items = self._items
         while True:
             ended = items.ended
-            # No await follows after an item was taken, so no item is lost if the wait is cancelled.
+            # There is no await after this code takes an item, so a cancelled wait loses no item.
             item = items.take()
             if item is not None:
                 return item

@@ -339,7 +339,7 @@ class Server:
             for item in items:
                 flow.sent(self.answer(peer, protocol.ITEM, number, item))
                 del item
-                # Check at each item whether the caller has dropped the stream, which then must end.
+                # Check at each item whether the caller has dropped the stream. If so, the stream must end.
                 self.look(0)
                 while flow.full():
                     self.look(None)

@@ -1,8 +1,8 @@
 """Reducers for types whose own reduction fails or makes unnecessary copies.
 
-`put`, `serialize` and `dumps_frames` use them; `dumps` does not. Each supported package has its own file here, which is
-imported when the first instance of a class of that package is pickled. So it is never imported before the user has
-imported the package.
+`put`, `serialize` and `dumps_frames` use them; `dumps` does not. Each supported package has its own file here. The file
+is imported when the first instance of a class of that package is pickled, so never before the user has imported the
+package.
 
 A reducer takes an instance and returns what ``__reduce__`` would return, or
 `NotImplemented` to use the type's own reduction. Bytes that belong outside of

@@ -1,4 +1,4 @@
-"""Reducers for ctypes data, which write the bytes out-of-band, and array classes as element type and length."""
+"""Reducers for ctypes data: write the bytes out-of-band, and describe array classes by element type and length."""
 
 import ctypes
 from collections.abc import Callable

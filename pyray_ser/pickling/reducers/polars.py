@@ -1,7 +1,7 @@
 """Reducers for polars: frames and series are written as Arrow data, whose buffers the reader uses in place.
 
 This requires pyarrow. Without pyarrow, and for types that Arrow does not support (`Object` columns), polars' own
-reduction is used, which writes all data into one bytes object.
+reduction writes all data into one bytes object.
 
 Categories are sent as their codes, including nested ones (see `reconstruct.polars`). If they were sent as Arrow
 dictionaries, polars would renumber them on both sides.

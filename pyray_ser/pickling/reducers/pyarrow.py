@@ -1,4 +1,4 @@
-"""Reducers for pyarrow, which write the buffers of an array out-of-band, and of a slice only the visible part.
+"""Reducers for pyarrow: write the buffers of an array out-of-band; of a slice, write only the visible part.
 
 Tables, batches and chunked arrays consist of arrays and need no reducer.
 """

@@ -1,4 +1,4 @@
-"""Reducers for memoryview, array.array and io.BytesIO, which copy the data once, and for code objects.
+"""Reducers for memoryview, array.array and io.BytesIO, whose data they copy once, and for code objects.
 
 The pickler writes ``bytes`` and ``bytearray`` itself.
 """
