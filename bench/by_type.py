@@ -5,8 +5,8 @@
     python bench/by_type.py numpy torch --json figures.json
 
 The values are those of docs/types.md, about 8 MB each. *Own way* means Arrow IPC for pyarrow and polars, `torch.save`
-and `torch.load(mmap=True)` for torch, joblib's dump and memory-mapped load for the rest; their files lie in /dev/shm,
-which no disk slows down. Times are medians of interleaved rounds, ratios medians of the rounds' ratios.
+and `torch.load(mmap=True)` for torch, joblib's dump and memory-mapped load for the rest. The files are in /dev/shm, so
+no disk slows these methods down. Times are medians of interleaved rounds, ratios medians of the rounds' ratios.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Compare libraries that do the same work, each in its own process, in alternating rounds.
 
-The output of each library is checked before anything is timed.
+The script checks the output of each library before it times anything.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@
     python bench/pickler.py --sweep         over 300 shapes; the slowest are printed
     python bench/pickler.py --safe          compare loads with allow= and without
 
-Both sides use protocol 5 with a buffer callback, through the public functions, called as a program calls them. The
-printed ratio is the median of the rounds' ratios of CPU times; above 1 our pickler is faster. The row with a lambda is
-compared with cloudpickle. If Apache Fory (`pip install pyfory`) is installed, the last column of each side is the ratio
-of its time to ours. The column shows "-" if Fory fails or its output differs from the input. Results are compared with
-the input before anything is timed.
+Both picklers use protocol 5 with a buffer callback, through their public functions, called as a program calls them. The
+printed ratio is the median of the rounds' ratios of CPU times; above 1 our pickler is faster. The row with a lambda
+compares our pickler with cloudpickle. If Apache Fory (`pip install pyfory`) is installed, the last column for dumps and
+for loads is the ratio of Fory's time to ours. The column shows "-" if Fory fails or returns a different value. The
+script compares all results with the input before it times anything.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def loop_of(expression, **names):
 
 
 def pickle_loops(obj, theirs=pickle.dumps):
-    """Return {(side, whose): loop} for `_pickle` (or `theirs`) and ours, after comparing each result with `obj`."""
+    """Return {(side, pickler): loop} for `_pickle` (or `theirs`) and ours, after comparing each result with `obj`."""
     buffers, their_buffers = [], []
     stream = _pickle.dumps(obj, 5, buffer_callback=buffers.append)
     their_stream = theirs(obj, 5, buffer_callback=their_buffers.append)
@@ -125,7 +125,7 @@ def seconds(loop, count):
 
 
 def compare(loops, rounds, target):
-    """Return {whose: (median ratio of its time to ours, median time)} for rounds of about `target` seconds."""
+    """Return {pickler: (median ratio of its time to ours, median time)} for rounds of about `target` seconds."""
     times = {whose: [] for whose in loops}
     counts = {
         whose: max(1, int(target / max(seconds(loop, 1), seconds(loop, 1), 1e-7))) for whose, loop in loops.items()
@@ -144,7 +144,7 @@ def compare(loops, rounds, target):
 
 
 def measure(name, make, rounds, target, fory=False):
-    """Return {side: {whose: (ratio, seconds)}} for one row."""
+    """Return {side: {pickler: (ratio, seconds)}} for one row."""
     obj = make()
     gc.freeze()  # otherwise temporary objects of the standard pickler make the collector traverse the data
     theirs = pickle.dumps
@@ -200,7 +200,7 @@ def bytes_of_text(obj):
 
 
 def remark(value, side, obj):
-    """Return a remark about a median below 0.95: why it does not count, or that it counts; else an empty string."""
+    """Return why a median below 0.95 does not count, or a mark that it is too slow; empty from 0.95 on."""
     if value >= 0.95:
         return ""
     if bytes_of_text(obj) > 64 << 20:

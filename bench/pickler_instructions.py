@@ -5,13 +5,13 @@
     python bench/pickler_instructions.py ints lambda     rows whose name contains one of the words
     python bench/pickler_instructions.py --json out.json
     python bench/pickler_instructions.py --safe          compare loads with allow= and without
-    python bench/pickler_instructions.py --profile dumps,ours one    where they go, for rows that contain a word
+    python bench/pickler_instructions.py --profile dumps,ours one    functions with their counts, for rows with a word
 
 Instruction counts do not depend on other load; two runs differ only by a few per thousand, because addresses determine
-hash collisions. One process runs all rows under callgrind. It tells callgrind to reset its counters before each
-measurement and to write them afterwards, by client requests in a few lines of C that are compiled on demand. The cost
-of the loop itself is measured in the same way and subtracted. The script needs valgrind with its headers, and a C
-compiler.
+hash collisions. One process runs all rows under callgrind. Before each measurement the process tells callgrind to
+reset the counters, and afterwards to write them; a few lines of C, compiled on demand, send these client requests. The
+script measures the cost of the loop itself in the same way and subtracts it. The script needs valgrind with its
+headers, and a C compiler.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def under_callgrind(folder, words):
 
 
 def table(counts):
-    """Return [{name, elements, dumps: {whose: instructions per element}, loads: ...}]."""
+    """Return [{name, elements, dumps: {pickler: instructions per element}, loads: ...}]."""
     loop = counts.pop("|-|loop|1000") / 1000
     found = {}
     for label, total in counts.items():

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Run joblib's Parallel over 1 GB, with results of 100 MB: compare its own memmapping with the same code under
-`install()`.
+"""Run joblib's Parallel over 1 GB, with results of 100 MB; compare its memmapping with the same code under `install()`.
 
     python bench/pools.py [--quick] [--jobs N]
 
 Three contenders take turns, each a separate process with its own workers: joblib unchanged; the same array under
-`install()`; and an array in the store under `install()`. The time includes the whole call, which consumes the results
+`install()`; and an array in the store under `install()`. The time is that of the whole call, which consumes the results
 as they arrive. Memory is the largest total of the proportional set sizes of the process and its workers; another
 process samples it during a call that is not timed. The largest total is split by process and by kind of memory: private
 memory, the store, joblib's files.

@@ -1,7 +1,7 @@
 """Time tasks and actors of one library, as requested on standard input: one side of `tasks_beside_ray.py`.
 
-The script runs in the library's own environment, so it uses no code of this project, except the package on our own
-side.
+The script runs in the library's own environment, so it uses no code of this project. If the library is ours, the
+script uses our package.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measure one library in this process. It reads commands as lines of JSON and answers each with one line.
+"""Measure one library in this process. The script reads commands as lines of JSON and answers each with one line.
 
 The script needs only Python, numpy and the library, because it also runs in the environments of the compared libraries.
 Output of the libraries goes to stderr. `worker.py MODULE --cold` measures only the start and ends.

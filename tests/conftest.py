@@ -1,4 +1,4 @@
-"""Check for every test that nothing is left behind and that the installed wheel is tested."""
+"""Check that the tests leave nothing behind and that they test the installed wheel."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ whose branches it explains:
     /* unreached: race 2: the owner died meanwhile */
 
 A reason has a kind (one of KINDS), the number of branches that it explains (default 1), and a text if the kind alone
-does not explain them; several such comments may follow each other.  Races are marked even if some runs reach them.
+does not explain them; several such comments may follow each other.  A race has a reason even if some runs reach it.
 
 The table shows the lines and branches of every file, and how many unreached branches have a reason and how many have
 none. A list of the branches without a reason follows, by line. Only an invalid comment is an error, because the reached

@@ -3,8 +3,8 @@
 
     python tools/download_size.py REQUIREMENT ...
 
-The builds for GPUs require gigabytes of libraries. pip determines the packages that it would install, for which it
-downloads only metadata. If they include a torch that is not a CPU build, the script queries and prints the sizes of all
+The builds for GPUs require gigabytes of libraries. pip determines the packages that it would install; this downloads
+only metadata. If they include a torch that is not a CPU build, the script queries and prints the sizes of all
 files.
 """
 

@@ -5,7 +5,7 @@
 #
 # The command finds the current folder, /proc, /dev, /tmp, the resolver, the certificates and pip's settings of this machine
 # under the same paths as outside, inherits the environment, and has its own /dev/shm. All mounts belong to the command and
-# disappear when it ends. Needs root.
+# disappear when the command ends. The script needs root.
 
 set -eu
 folder=$(cd "$1" && pwd)
@@ -17,8 +17,8 @@ if [ "${IN_ROOT:-}" != "$folder" ]; then
 fi
 unset IN_ROOT
 
-# Make the folder a mount point, which becomes the root. In a plain chroot, a process cannot make user namespaces, as some
-# tests do.
+# Make the folder a mount point, which becomes the root. Some tests make user namespaces, and a process in a plain
+# chroot cannot do this.
 mount --bind "$folder" "$folder"
 
 bind() { # path: a folder or a file, if there is one

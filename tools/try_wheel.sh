@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install a wheel where no compiler can be found and put and get one array with it.
+# Install a wheel in an environment without a compiler, and put and get one array with it.
 #
 #   tools/try_wheel.sh PYTHON VENV WHEEL
 

@@ -5,9 +5,8 @@
  *        csrc/store/platform/fill.c csrc/store/platform/copy_strided.c csrc/store/platform/pages.c -o copy_bench
  *     ./copy_bench [fill|reuse|cross|gather] [MB] [rounds]
  *
- * Every round runs every candidate once, in rotating order; the output is the medians of the rounds
- * and of the ratios within each round, so that other load on the machine affects all candidates
- * alike.
+ * Every round runs every candidate once, in rotating order. The output is the medians of the rounds
+ * and of the ratios within each round. Other load on the machine then affects all candidates alike.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1

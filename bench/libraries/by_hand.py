@@ -50,7 +50,7 @@ class Library:
 
 
 class _Attached(np.ndarray):
-    """An array that keeps its block of shared memory mapped, which a function needs if it returns such an array."""
+    """An array that keeps its block of shared memory mapped, so that a function can return the array."""
 
     def __new__(cls, shape: tuple, dtype: np.dtype, block: shared_memory.SharedMemory) -> np.ndarray:
         array = super().__new__(cls, shape, dtype, block.buf)

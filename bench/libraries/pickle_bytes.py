@@ -1,4 +1,4 @@
-"""pickle in unshared memory: shows only the cost of serializing, since put and get each copy a large array."""
+"""Adapter for pickle in unshared memory: `put` is dumps, `get` is loads, and each copies a large array."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plasma in its last release, in pyarrow 11: a server process, and arrays in pyarrow's own serialization."""
+"""Adapter for the last release of Plasma, in pyarrow 11: a server process, and arrays in pyarrow's serialization."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray with a local cluster of one node, used only by the driver."""
+"""Adapter for Ray, with a local cluster of one node that only the driver uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vineyard, which has a server process with its own metadata."""
+"""Adapter for vineyard, which has a server process with its own metadata."""
 
 from __future__ import annotations
 

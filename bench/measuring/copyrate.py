@@ -21,7 +21,7 @@ MADV_POPULATE_WRITE = 23  # Linux has this flag since 5.14, but the mmap module 
 
 @cache
 def _library() -> ctypes.CDLL:
-    """Compile copyrate.c; this must happen before anything is timed."""
+    """Compile copyrate.c; call this function before any measurement."""
     source = Path(__file__).with_name("copyrate.c")
     compiler = os.environ.get("CC", "cc").split()
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +100,7 @@ def _write(file: int, data: memoryview) -> None:
 
 
 class Cold:
-    """Measure three ways to copy an array into shared memory whose pages do not exist yet, each into a new file."""
+    """Measure three ways to copy an array into shared memory; each copy goes into a new file without pages."""
 
     def __init__(self, array: np.ndarray):
         _library()
@@ -147,7 +147,7 @@ class Cold:
 
 
 class SecondHand(Cold):
-    """Measure the same copies into a file whose pages exist, but were never mapped by this process."""
+    """Measure the same copies into a file whose pages exist, but that this process has never mapped."""
 
     def _file(self) -> int:
         file = super()._file()

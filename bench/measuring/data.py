@@ -65,6 +65,6 @@ def equal(a: object, b: object) -> bool:
 
 
 def check(name: str, value: object, got: object) -> None:
-    """Raise an error if a library does not return an equal value, because its time would not count."""
+    """Raise an error if a library does not return an equal value; the time for a wrong value means nothing."""
     if not equal(value, got):
         raise AssertionError(f"{name}: what came back is not what went in")

@@ -10,8 +10,11 @@ __all__ = ["do_nothing", "pss"]
 
 
 def pss(pid: int | str = "self", kind: str = "Pss") -> int:
-    """Return the proportional set size in bytes, which divides shared pages by the number of processes that map
-    them."""
+    """
+    Return the proportional set size in bytes.
+
+    It counts each shared page in equal parts for all processes that map the page.
+    """
     with open(f"/proc/{pid}/smaps_rollup") as file:
         for line in file:
             if line.startswith(f"{kind}:"):

@@ -1,8 +1,8 @@
 """Timing in short interleaved rounds.
 
 A single figure means little on a machine with other load: the clock rate changes, and other processes start and stop.
-So contenders take turns in many short rounds, and a ratio is the median of the ratios of the rounds: a disturbance
-either affects both sides of a round, or makes that round an outlier.
+So contenders take turns in many short rounds, and a ratio is the median of the ratios of the rounds. A disturbance
+then either affects both sides of a round, or makes that round an outlier.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ def interleaved(rounds: int, contenders: Mapping[str, Round], *, warm_up: int = 
 
 def typical(results: Iterable[float]) -> float:
     """
-    Return the lower quartile, which is the time of an undisturbed round.
+    Return the lower quartile, as an estimate for a round without disturbance.
 
-    Use it for times that are not part of a ratio. Other load on the machine can only lengthen a round, and on a busy
+    Use this function for times that are not part of a ratio. Other load can only lengthen a round, and on a busy
     machine it lengthens most rounds; the fastest round, on the other hand, may be a lucky exception.
     """
     ordered = sorted(results)
@@ -100,7 +100,7 @@ def ratios(numerators: Iterable[float], denominators: Iterable[float]) -> list[f
 
 
 def median_ratio(numerators: Iterable[float], denominators: Iterable[float]) -> float:
-    """Return the median of the ratios of the rounds, which is not the ratio of the medians."""
+    """Return the median of the ratios of the rounds; it differs from the ratio of the medians."""
     return median(ratios(numerators, denominators))
 
 

@@ -46,7 +46,7 @@ def measure(name: str, quick: bool = False) -> list[Claim]:
     ----------
     name : str
     quick : bool
-        Whether to run few rounds with smaller values; this tests that the row runs, but its figures mean little.
+        Whether to run few rounds with smaller values; this only tests that the row runs, and the figures mean little.
     """
     module, _, function = _ROWS[name].partition(":")
     return getattr(import_module(module), function)(quick)

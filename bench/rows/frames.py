@@ -139,7 +139,7 @@ def polars(quick: bool) -> list[Claim]:
 
 
 def objects(quick: bool) -> list[Claim]:
-    """Measure columns of Python objects, whose data cannot be shared, so that put costs as much as pickling."""
+    """Measure columns of Python objects: `put` cannot share their data, so `put` costs as much as pickling."""
     try:
         import pandas as pd
     except ImportError as error:

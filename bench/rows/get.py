@@ -1,4 +1,4 @@
-"""Measure `get` for several sizes and numbers of objects; it makes a view in a fraction of a microsecond."""
+"""Measure `get`, which makes a view in a fraction of a microsecond, for several sizes and numbers of objects."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def many_live(quick: bool) -> list[Claim]:
     alone = Loop("get(ref)", {"get": pyray_ser.get, "ref": first})
     rounds = 5 if quick else 41
     # Rounds with different numbers of live objects cannot be interleaved. Each round also times a plain computation of
-    # the same duration, which shows changes of the clock rate.
+    # the same duration, so that a change of the clock rate is visible.
     clock = Loop("len(data)", {"data": array})
     refs = [first]
     among: dict[int, float] = {}

@@ -90,9 +90,9 @@ def reference(quick: bool) -> list[Claim]:
     """
     Measure a reference to an existing object: send it, `get` the object, read the first element, answer.
 
-    This is measured twice, each time compared with as many bytes sent in the same way: raw, by `send_bytes`, and as an
-    object that the pipe pickles, by `send`. The second measurement also sends a `_Shape`, whose pickle has the same
-    form and length as that of the reference.
+    The row sends the reference in two ways: as a raw message by `send_bytes`, and by `send`, which pickles it. For
+    comparison, the row sends as many plain bytes in each way. For the second way, the row also sends a `_Shape`, whose
+    pickle has the form and length of a pickled reference.
     """
     array = data.small()
     ref = pyray_ser.put(array)

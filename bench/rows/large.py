@@ -66,7 +66,7 @@ def warm(quick: bool) -> list[Claim]:
 
 
 def cold(quick: bool) -> list[Claim]:
-    """Measure put into pages that were never used: every object is kept, so that the next one needs new pages."""
+    """Measure put into pages that were never used: the row keeps every object, so that the next one needs new pages."""
     claims = []
     pyray_ser.put(0)  # opens the store
     for name, size in _sizes(quick).items():
@@ -101,7 +101,7 @@ def _against_best(what: str, size: int, results: dict[str, list[float]]) -> Clai
 
 
 def second_hand(quick: bool) -> list[Claim]:
-    """Measure put into pages that another process wrote and freed, which is the normal case in a pipeline."""
+    """Measure put into pages that another process wrote and freed, as usual in a pipeline."""
     context = multiprocessing.get_context("spawn")
     # The pages must still exist when the child has started, however long that takes on a busy machine.
     pyray_ser.init(warm_reserve=2 * 10**9)
@@ -110,9 +110,9 @@ def second_hand(quick: bool) -> list[Claim]:
         array = data.large(size)
         results: dict[str, list[float]] = {}
         with context.Pool(1, maxtasksperchild=1) as pool:
-            # Each child can use the pages only once, because afterwards it has mapped them.
+            # A new child runs each round, because a child maps the pages in its first round.
             for _ in range(2 if quick else 7 if size < 10**9 else 3):
-                # The pages only have to exist; that this process has mapped them does not affect the child.
+                # This `put` creates the pages. The child has not mapped them, although this process has.
                 kept = pyray_ser.put(array)
                 pool.apply(_ready)
                 del kept

@@ -80,7 +80,7 @@ def _sum(work: Callable, message: object, expected: int) -> tuple[int, int]:
     for pipe in pipes:
         pipe.send(None)
     shares = [pipe.recv() for pipe in pipes]
-    # This process also maps the object, so a share of its memory counts for this process and not for a reader.
+    # This process also maps the object, so a share of the object's memory counts for this process and not for a reader.
     own = pss(kind="Pss_Shmem")
     for pipe in pipes:
         pipe.send(None)

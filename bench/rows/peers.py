@@ -1,5 +1,7 @@
-"""Check the claims about other stores with the figures of a comparison. This module is not in `rows.NAMES`, because it
-needs the environments of these stores."""
+"""Check the claims about other stores with the figures of a comparison.
+
+This module is not in `rows.NAMES`, because the comparison needs the environments of these stores.
+"""
 
 from __future__ import annotations
 

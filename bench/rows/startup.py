@@ -1,4 +1,4 @@
-"""Measure the time from the start of an interpreter until the first object was put and got."""
+"""Measure the time from the start of an interpreter until the program has put and got its first object."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FIRST = "import time, numpy; a = numpy.arange(10.0); import pyray_ser; b = pyray
 
 
 def first_put_and_get(quick: bool) -> list[Claim]:
-    """Measure whole processes in pairs; all of them read the same system clock."""
+    """Measure whole processes in pairs; parent and children read the same system clock."""
     from time import perf_counter
 
     def run(code: str) -> float:

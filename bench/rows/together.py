@@ -1,5 +1,7 @@
-"""Measure two processes at the same time: with small objects they must not slow each other down, with large ones they
-share the memory bandwidth."""
+"""Measure two processes that use one store at the same time.
+
+With small objects the processes must not slow each other down; with large objects they share the memory bandwidth.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def main():
             answer = error_to_send(error)
         del refs
         graphs_ways.send(answers, answer)
-        last = answer  # keep the answer until the next request, so that the parent can load it in time
+        last = answer  # the parent loads the answer before its next request, so keep it until then
     del last
     pyray_ser.shutdown()
 

@@ -38,9 +38,9 @@ STRUCTURES = (
     np.dtype([("a", "<i2", (2, 3)), ("b", "S3"), ("c", [("d", "f4")])]),
 )
 
-# Sizes in bytes at which the code changes its behavior: allocation units and magazines of the store, the smallest
+# The code changes its behavior at these sizes in bytes: allocation units and magazines of the store, the smallest
 # out-of-band buffer, pages, the pieces that write_many writes, kinds of copies, frames of the pickler, alignment of
-# large buffers, private mappings, parallel copies, pieces of a spill file, huge pages.
+# large buffers, private mappings, parallel copies, pieces of a spill file, and huge pages.
 THRESHOLDS = (16, 32, 64, 128, 256, 512, 1 << 10, 2 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10)
 LARGE_THRESHOLDS = (128 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20)
 

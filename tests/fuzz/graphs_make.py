@@ -23,8 +23,8 @@ import graphs_classes as classes
 import graphs_layouts as layouts
 import numpy as np
 
-# Lengths at and next to each threshold of the picklers: choice of opcode, caches of short strings, batches, smallest
-# buffer that `put` stores outside the stream.
+# These lengths are at and next to each threshold of the picklers: choice of the opcode, caches of short strings,
+# batches, and the smallest buffer that `put` stores outside the stream.
 LENGTHS = tuple(
     n + d for n in (1, 8, 16, 32, 40, 48, 64, 120, 128, 255, 256, 512, 1000, 1024, 4096) for d in (-1, 0, 1)
 )
@@ -55,7 +55,7 @@ class Builder:
     ----------
     seed : int
     libraries : bool
-        Whether to create objects of pandas and pyarrow, which takes a hundred times longer.
+        If true, also create objects of pandas and pyarrow, which takes a hundred times longer.
     """
 
     def __init__(self, seed, libraries=True):
@@ -101,7 +101,7 @@ class Builder:
         return [self.key() for _ in range(self.below(most))]
 
     def attributes(self, obj, names=None):
-        """Set some attributes; usually all names of the class in order, for which the picklers have caches."""
+        """Set some attributes: usually all names of the class in order, a case for which the picklers have caches."""
         names = names or classes.NAMES[:6]
         if self.random() < 0.3:
             names = self.r.sample(names, self.below(len(names) + 1))
@@ -457,7 +457,7 @@ def parents_of_a_crowd(b):
 
 @maker(INSTANCES, 2)
 def many_classes(b):
-    """Create one instance each of so many classes that they fill the cache tables."""
+    """Create instances of so many classes that the classes fill the cache tables."""
     found = []
     for _ in range(b.choice((5, 20, 60))):
         cls, names = classes.PLAIN[b.below(len(classes.PLAIN))]

@@ -1,6 +1,6 @@
 """Copy a graph in several ways (each pickler, each form, the store, other processes), with or without disturbances.
 
-A way is a function of an object and a `Context`; it yields copies, each with the properties that the copy must have.
+A way is a function of an object and a `Context`. It yields copies, each with the properties that the copy must have.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Context:
 
 
 class Child:
-    """A process that gets each object whose reference it receives and puts the object again."""
+    """A process that receives references, gets each of their objects, and puts the object again."""
 
     def __init__(self):
         path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "graphs_child.py")
@@ -162,7 +162,7 @@ def through_frames(obj, context):
 
 
 def _hold(context, ref, obj):
-    """Keep an object, so that the store must spill; once enough are kept, return one that was kept earlier."""
+    """Keep this object, so that the store must spill; once enough objects are kept, return an earlier one."""
     context.held.append((ref, obj))
     context.held_bytes += ref.size or 0
     if context.held_bytes < (24 << 20) and len(context.held) < 4000:
@@ -178,7 +178,7 @@ def through_put(obj, context):
     copy = pyray_ser.get(ref, mmap_mode=context.r.choice(("r", "r", "c")))
     yield "put, get", copy
     if context.r.random() < 0.2:
-        # The second put refers to buffers in the store, copies them, or writes them again, depending on their size.
+        # Depending on the size of a buffer in the store, the second put refers to it, copies it, or writes it again.
         yield "put of what get returned", pyray_ser.get(pyray_ser.put([copy, 1]))[0]
     if context.spill:
         older = _hold(context, ref, obj)
@@ -282,9 +282,9 @@ def _copies(things):
     """
     Return copies of those objects that can be copied.
 
-    Up to Python 3.11, if a finalizer reads the ``__dict__`` of an instance while this dict is being created, the
-    instance gets two dicts that share the attributes, and the process crashes when one of them is freed. Python 3.12
-    runs finalizers at other points.
+    Up to Python 3.11, a finalizer may read the ``__dict__`` of an instance while the interpreter creates this dict. The
+    instance then gets two dicts that share the attributes, and the process crashes when it frees one of them. Python
+    3.12 runs finalizers at other points.
     """
     copies = []
     for thing in things:

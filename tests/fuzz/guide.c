@@ -1,8 +1,8 @@
-/* Runs libFuzzer within a Python process: run_guided_fuzz.py calls guide_run() with two Python functions, which try and mutate an
- * input.
+/* Runs libFuzzer within a Python process: run_guided_fuzz.py calls guide_run() with two Python functions. One function
+ * tries an input, the other mutates an input.
  *
- * This file is linked with libclang_rt.fuzzer_no_main into a library that is preloaded together with the sanitizer runtime, so that
- * the extension module, compiled with -fsanitize=fuzzer-no-link, can report its coverage. */
+ * guided.sh links this file with libclang_rt.fuzzer_no_main into a library, and preloads the library together with the
+ * sanitizer runtime. The extension module, compiled with -fsanitize=fuzzer-no-link, can then report its coverage. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

@@ -18,7 +18,7 @@ command -v "$clang" >/dev/null 2>&1 || {
     exit 1
 }
 runtime=$("$clang" -print-runtime-dir)
-library() { # name: with the processor in it, as older releases call it, or without
+library() { # name; the files of older releases also have the processor in their names
     for file in "$runtime/libclang_rt.$1-$(uname -m).$2" "$runtime/libclang_rt.$1.$2"; do
         [ ! -e "$file" ] || { echo "$file"; return; }
     done

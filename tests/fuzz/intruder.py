@@ -1,9 +1,10 @@
 """Do what user code (hooks, finalizers, other threads) may do, at every point where the picklers can run such code.
 
 A build with ``PYRAY_SER_INTRUDER=1`` calls an intruder at each ``PRP_FOREIGN`` point (``csrc/common/foreign.h``). The
-intruder of this module collects garbage, dumps and loads objects of the same class or of others, changes the class,
-evicts cache entries, copies or uses the memo of the running pickler, lets another thread run, or raises an exception.
-The call must then return the same result as without the intruder, or raise the intruder's exception.
+intruder of this module collects garbage, dumps and loads objects of the same class or of others, or changes the class.
+It may also evict cache entries, copy or use the memo of the running pickler, let another thread run, or raise an
+exception.
+The disturbed call must return the same result as without the intruder, or raise the intruder's exception.
 
     python tests/fuzz/intruder.py                          every maker of objects, every action, every point
     python tests/fuzz/intruder.py --graphs 1000            random graphs and random points
@@ -112,7 +113,7 @@ class Intruder:
         self.counts[1] += 1
         self.where = (file, line)
         self.places[self.where] += 1
-        # The intruder's own calls are not disturbed, because they pass thousands of points.
+        # Do not disturb the intruder's own calls, because each of them may pass thousands of points.
         self.busy = True
         _pickle._set_intruder(None)
         _unpickle._set_intruder(None)
@@ -246,7 +247,7 @@ def intrude_anyhow(intruder):
     """Execute a random one of the actions that must not change the result; choose cheap actions more often."""
     number = intruder.r.random()
     if number < 0.003:
-        intrude_thread(intruder)  # rarely, because it needs two thread switches, which are slow
+        intrude_thread(intruder)  # rarely, because two thread switches are slow
     else:
         _ANY[int(number * len(_ANY))](intruder)
 
@@ -270,7 +271,7 @@ _ASKING = (
     "PyObject_GetAttr(here, part)",
     "PyObject_GetBuffer(obj, &view, PyBUF_SIMPLE)",
     "PyPickleBuffer_FromObject(shown)",
-    'Py_CompileString(text, "<namedtuple>", Py_eval_input)',  # if an audit hook raises, no shortcut is used
+    'Py_CompileString(text, "<namedtuple>", Py_eval_input)',  # if an audit hook raises, our code takes no shortcut
     # An allocation raises only MemoryError, even if it triggers a collection that runs Python code.
     "PyList_New(",
     "PyTuple_New(",
@@ -401,7 +402,7 @@ def _unpickler(intruder, obj, stream):
             intruder.running = None
         memo = unpickler.memo.copy() if intruder.copies else {}
         for index, thing in (pair for copy in intruder.copies for pair in copy.items()):
-            # Only a `Plain` may differ, because some streams reuse its memo index for another object.
+            # Only the index of a `Plain` may hold another object later, because some streams reuse this index.
             if thing is not memo.get(index) and type(thing) is not classes.Plain:
                 raise AssertionError(f"a copy of the memo had {thing!r} at {index}, which is not what was loaded")
         return result
@@ -432,7 +433,7 @@ READS = ("loads", "Unpickler", "loads allowed")  # calls that use the stream unc
 
 
 def _from_intruder(error):
-    """Return whether an intruder raised this exception or one that led to it."""
+    """Return whether an intruder raised this exception or another exception that caused it."""
     while error is not None:
         if isinstance(error, (Intrusion, Refusal)):
             return True
@@ -505,7 +506,7 @@ def intrude(intruder, name, obj, pool, works=None, actions=None, points=POINTS, 
             expected = read(result) if read else result
             work()
         except Exception:
-            continue  # the standard library rejects this object too; the tests of graphs check that
+            continue  # the tests of graphs check that the standard library rejects this object too
         finally:
             intruder.busy = False
         for action_name in actions or ACTIONS:
@@ -587,7 +588,7 @@ def intrude_at_random(intruder, name, obj, pool):
             result = work()
             expected = read(result) if read else result
         except Exception:
-            continue  # the standard library rejects this object too; the tests of graphs check that
+            continue  # the tests of graphs check that the standard library rejects this object too
         finally:
             intruder.busy = False
         for action, rate in (

@@ -1,8 +1,8 @@
 """A pytest plugin that calls an intruder at random points of every test.
 
 Use it with ``-p intruder_plugin`` and a build with ``PYRAY_SER_INTRUDER=1``. The intruder runs collections, and dumps
-and loads objects of many classes. It raises no exceptions and does not access the memo of the pickler under test, so
-tests must pass as they do without the plugin.
+and loads objects of many classes. The intruder raises no exceptions and does not access the memo of the pickler under
+test, so tests must pass as they do without the plugin.
 """
 
 import gc

@@ -1,13 +1,13 @@
 """Copy random graphs and layouts of buffers with the picklers and the store, and compare the copies with the originals.
 
-    python tests/fuzz/run_graphs.py --seed 1234             one graph, in its ways and with its disturbances
+    python tests/fuzz/run_graphs.py --seed 1234             one graph, with the ways and disturbances of this seed
     python tests/fuzz/run_graphs.py --start 0 --count 10000 --processes 2
     python tests/fuzz/run_graphs.py --count 1000000 --threads 8
     python tests/fuzz/run_graphs.py --seed 1234 --show      also print the graph
 
 A seed determines the graph, the ways in which it is copied (see `graphs_ways`), and the disturbances during the copies.
-A fault that depends on earlier seeds, for example on a full cache or another thread, can only be reproduced with the
-same `--start`; the failure report contains it.
+A fault may depend on earlier seeds, for example on a full cache, or on another thread. Only a run with the same
+`--start` reproduces such a fault; the failure report contains the value of `--start`.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python run_guided_fuzz.py GUIDE [--arrays] CORPUS [libFuzzer's own options and folders]
 
-GUIDE is the library built from guide.c. CORPUS is a folder to which inputs that reach new code are added; with -merge=1
-CORPUS FOUND, the smallest inputs of FOUND are added to it (and unpickler_corpus.py makes them part of the tests). Each
-input must produce a value or an exception other than SystemError. This result must be the same for the standard library
-and for each way to load with our unpickler, whose memory must never exceed `allowance`. With ``--arrays``, the inputs
-are read as arrays over buffers.
+GUIDE is the library built from guide.c. CORPUS is a folder to which libFuzzer adds inputs that reach new code. With
+-merge=1 CORPUS FOUND, libFuzzer adds the smallest inputs of FOUND; unpickler_corpus.py makes them part of the tests.
+Each input must produce a value or an exception other than SystemError. This result must be the same for the standard
+library and for each way to load with our unpickler. The memory of our unpickler must never exceed `allowance`. With
+``--arrays``, the inputs are read as arrays over buffers.
 
 libFuzzer saves an input that causes an abort as ``crash-...`` in the folder given by -artifact_prefix=.
 """

@@ -14,7 +14,7 @@ SANITIZED = bool(os.environ.get("PYRAY_SER_UNDER_SANITIZER"))
 
 
 def run(count, *words, timeout=280):
-    """Check graphs in separate processes, so that a crash is reported as a failure with a seed."""
+    """Check graphs in separate processes, so that a crash becomes a failure with a seed."""
     if SANITIZED:
         count //= 10
     done = subprocess.run(

@@ -78,7 +78,7 @@ def _canon(value, seen, depth=0):
 
 
 def _canon_array(array):
-    """Describe an array; include its bytes only if they are in another object's memory, else they are uninitialized."""
+    """Describe an array; include its bytes only if another object owns them, because others are uninitialized."""
     owner = array
     while type(owner.base) is np.ndarray:
         owner = owner.base
@@ -119,7 +119,7 @@ def ours(data):
 def _unlike(expected, result):
     """Return both results if they differ in an unexpected way, else None."""
     if result[0] == "error" and "in safe mode" in result[2]:
-        return None  # safe mode also rejects streams whose names are allowed
+        return None  # safe mode may reject a stream although all its names are allowed
     if expected[:2] == ("error", "MemoryError"):
         # The standard library allocates as many bytes as a length says; our unpickler first checks that they exist.
         expected = ("error", "UnpicklingError")

@@ -74,8 +74,11 @@ def opcodes(data):
 
 
 def gives_state(data):
-    """Return whether the stream may contain a BUILD; numpy trusts the states of its objects: forged ones can crash
-    it."""
+    """
+    Return whether the stream may contain a BUILD.
+
+    numpy trusts the state that a BUILD sets in its objects, so a forged state can crash the process.
+    """
     if b"b" not in data:
         return False
     found, rest = opcodes(data)

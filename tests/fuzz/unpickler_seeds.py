@@ -1,6 +1,6 @@
 """The seed pickles of the fuzz tests, and the harmless globals that a fuzzed stream may name.
 
-The fuzz tests import this module, and the sanitizer build runs it too; it needs only the standard library.
+The fuzz tests import this module, and the sanitizer build runs it too. The module needs only the standard library.
 """
 
 import collections

@@ -47,8 +47,8 @@ def without_unlinked_semaphores(stderr):
     Return a program's stderr without the warnings that report unlinked semaphores as leaked.
 
     A DataLoader closes its queues and does not wait for their threads. If such a thread is the last holder of a queue's
-    semaphores, it unlinks them and then informs the resource tracker. At the end of the program, CPython may stop the
-    thread between the two steps. If the semaphore still exists, it was not unlinked, and its warning stays.
+    semaphores, the thread unlinks them and then informs the resource tracker. At the end of the program, CPython may
+    stop the thread between the two steps. The warning about a semaphore that still exists stays in the result.
     """
     rest = LEAKED.sub("", stderr)
     leaked = sum(int(found[1]) for found in LEAKED.finditer(stderr))

@@ -55,12 +55,12 @@ def refuse(obj):
 def test_no_reference_is_left(dumps):
     obj = sample()
     names = [x for x in obj if not isinstance(x, (Colour, np.float64))]
-    dumps(obj)  # fills the caches, which hold references
+    dumps(obj)  # fills the caches; they hold references
     gc.collect()
     before = [sys.getrefcount(x) for x in names]
     for _ in range(100):
         dumps(obj)
-    gc.collect()  # frees cloudpickle's objects for the lambda, which contain cycles
+    gc.collect()  # frees the cyclic objects that cloudpickle makes for the lambda
     assert [sys.getrefcount(x) for x in names] == before
 
 

@@ -1,5 +1,6 @@
-"""Test that loads leak no memory: a million loads of a small value, fewer of other values and of streams that fail
-midway.
+"""Test that loads leak no memory, also of streams that fail midway.
+
+One test loads a small value a million times; the others load less often.
 
 Each case runs in a fresh interpreter and compares the exact number of allocated blocks before and after.
 """

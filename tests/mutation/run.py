@@ -2,13 +2,13 @@
 
     run.py --objects build/ctest/plain --build build/mutation [--only WORDS] [--jobs N]
 
-``make mutation`` calls this after it has compiled the engine and the tests, so a mutant costs the compilation of one C
+``make mutation`` compiles the engine and the tests and then runs this script. A mutant costs the compilation of one C
 file, one link for each program and the time until the first test fails. A test that exceeds its time limit has also
 caught the bug. Each command must pass once on the unchanged engine before it runs on a mutant.
 
-Where the system allows it, each run has its own /dev/shm, /var/tmp and processes, so that files and processes that a
-mutant leaves are removed with the run. The exit status is 1 if a bug survived, or if the table of bugs no longer
-matches the sources.
+Where the system allows it, each run has its own /dev/shm, /var/tmp and processes. Files and processes that a mutant
+leaves then disappear with the run. The exit status is 1 if a bug survived, or if the table of bugs no longer matches
+the sources.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Runner:
         except subprocess.TimeoutExpired:
             verdict, said = "hung", ""
         finally:
-            # This process started the process group, so it contains only processes of this run.
+            # This process started the process group, so the group contains only processes of this run.
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:

@@ -2,10 +2,10 @@
 
     run_picklers.py --build build/intruder --site build/intruder/site --out build/mutation-picklers [--only WORDS] [--jobs N]
 
-``make mutation-picklers`` calls this after a build with ``PYRAY_SER_INTRUDER=1``, so a mutant costs the compilation of
-the C files that it changes, one link of their extension, and the time until the intruder fails. A run that crashes or
-exceeds its time limit has also found the fault. Each line of arguments must pass once on the unchanged picklers before
-it runs on a mutant.
+``make mutation-picklers`` makes a build with ``PYRAY_SER_INTRUDER=1`` and then runs this script. A mutant costs the
+compilation of its changed C files, one link of their extension, and the time until the intruder fails. A run that
+crashes or exceeds its time limit has also found the fault. Each line of arguments must pass once on the unchanged
+picklers before it runs on a mutant.
 
 The exit status is 1 if the intruder missed a fault or the table no longer matches the sources.
 """
@@ -104,8 +104,11 @@ class Runner:
         return found
 
     def copy(self, folder: pathlib.Path) -> None:
-        """Copy the picklers' sources and the intruder (which reads them) into a new folder, arranged as in the
-        checkout."""
+        """
+        Copy the picklers' sources and the intruder into a new folder, arranged as in the checkout.
+
+        The intruder needs the sources, because it reads them.
+        """
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("store"))
         shutil.copytree(ROOT / "tests" / "fuzz", folder / "tests" / "fuzz", ignore=shutil.ignore_patterns("corpus"))
@@ -152,7 +155,7 @@ class Runner:
         except subprocess.TimeoutExpired:
             how, said = "hung", ""
         finally:
-            # This process started the process group, so it contains only processes of this run.
+            # This process started the process group, so the group contains only processes of this run.
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -201,7 +204,7 @@ class Runner:
                 if "exited" in verdict.how:
                     return "BROKEN", f"{arguments} {verdict}:\n{verdict.said}"
                 if verdict.how != "passed":
-                    fault = verdict.said.partition("\n")[0]  # after a crash, this line is about something else
+                    fault = verdict.said.partition("\n")[0]  # after a crash, this is not a line about the fault
                     if not fault.startswith(verdict.doing):
                         fault = verdict.doing
                     return "caught", f"{arguments}: {verdict}: {fault}"

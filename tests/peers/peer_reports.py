@@ -30,7 +30,7 @@ def _source(item) -> str:
 
 
 def pytest_runtest_logreport(report):
-    """Write the outcome of a test when one of its phases has determined it."""
+    """Write the outcome of a test as soon as one of its phases determines the outcome."""
     if report.when == "call" or report.outcome != "passed":
         with open(os.environ["PEER_RESULTS"], "a", encoding="utf-8") as file:
             outcome = "xfailed" if hasattr(report, "wasxfail") else report.outcome

@@ -2,9 +2,9 @@
 
     python tests/peers/suites.py [--sources FOLDER] [--timeout SECONDS] [SUITE ...]
 
-Suites of pools run with and without `install` in all of their processes; suites of types run with `pickle`, with our
+Suites of pools run with and without `install` in all of their processes. Suites of types run with `pickle`, with our
 pickler in its place, and with ``put`` and ``get`` in its place.  Tests that succeed in only one way run again together;
-each counts as a difference if its result is the same again.
+a test counts as a difference only if it differs again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BUILD = HERE.parents[1] / "build" / "peers"
 # The code that the interpreter runs first in each way: way -> text of sitecustomize.
 INSTALL = "import pyray_ser; pyray_ser.install({})\n"
 POOLS = {"without": "", "with": INSTALL.format(""), "with min_bytes=64": INSTALL.format("min_bytes=64")}
-# In this way a ".pth" file has the same text; it runs earlier, when half of the paths are not in `sys.path` yet.
+# In this way a ".pth" file has the text of "with". Such a file runs earlier, while half of `sys.path` is still missing.
 PTH = "with, from a .pth"
 PICKLES = {
     "without": "",
@@ -94,8 +94,7 @@ def package(name: str) -> Path:
 
 
 def about_pickles(name: str, *options: str, leave: str = "") -> Callable[[Path], list[str]]:
-    """Return the arguments to run the test files of an installed package that mention pickle, except those with a
-    given word in their path."""
+    """Return the pytest arguments for a package's test files that mention pickle, except paths with a given word."""
 
     def arguments(sources: Path) -> list[str]:
         folder = package(name)

@@ -271,11 +271,11 @@ def test_a_call_from_elsewhere_that_comes_before_the_actor_is_made_waits(cancels
         refs = [handle.add.remote() for _ in range(3)]
         if cancels:
             taken = refs.pop(1)
-            ray.cancel(taken)  # the result is not checked: it depends on whether the request arrives in time
+            ray.cancel(taken)  # the request may arrive too late, so the test does not check the result
             with pytest.raises(TaskCancelledError):
                 ray.get(taken)
         else:
-            time.sleep(0.3)  # so that the references are waiting before the actor exists
+            time.sleep(0.3)  # so that the references wait before the actor exists
         path.touch()
         return ray.get(refs)
 
@@ -492,7 +492,7 @@ def test_max_restarts():
         refs = [counter.die.remote(), counter.add.remote(), counter.add.remote()]
         with pytest.raises(WorkerDiedError):
             ray.get(refs[0], timeout=240)
-        # The actor restarts with the same arguments, and the waiting calls are not lost.
+        # The actor restarts with the same arguments and then runs the waiting calls.
         assert ray.get(refs[1:], timeout=240) == [6, 7]
     with pytest.raises(WorkerDiedError):
         ray.get(counter.die.remote(), timeout=240)

@@ -1,4 +1,4 @@
-"""Test references in flight: the store lists them with their sender, and ends them when no process can receive them."""
+"""Test references in flight: the store lists each with its sender, and `end_flights` drops those of dead senders."""
 
 import os
 import signal

@@ -1,7 +1,7 @@
 """Test each way to create a process, with each kind of object that its parent holds and each order and kind of death.
 
-In each case an observer keeps the store open, a parent holds an object and creates a child, and one of the two ends
-while the other continues. After both have ended, no object may be left.
+In each case an observer keeps the store open, and a parent holds an object and creates a child. Either the parent or
+the child ends while the other continues. After both have ended, no object may be left.
 """
 
 import pytest
@@ -11,8 +11,8 @@ METHODS = ["fork", "vfork", "posix_spawn", "spawn", "forkserver"]
 HELD = ["views", "refs", "unsealed"]
 
 # The parent is a fork of the observer and holds no objects of the observer; the tested method creates the child. A
-# child that executes a new program cannot inherit views and references. It gets them by the id of the object, and the
-# parent waits until the child has them.
+# child that executes a new program cannot inherit views and references. Such a child gets them by the id of the object,
+# and the parent waits until then.
 MATRIX = """
     import gc, multiprocessing as mp, os, signal, subprocess, sys, threading, time
     import numpy as np

@@ -1,4 +1,4 @@
-"""Test that with `install` an error about an object that cannot be pickled has its path, and is otherwise the same."""
+"""Test that `install` only adds a path to errors about objects that cannot be pickled, and changes nothing else."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 from hygiene import run_path
 from isolated import environment, run
 
-# This command creates a user namespace, in which any user may mount file systems and start a process as pid 1.
+# This command creates a user namespace. In it, any user may mount file systems and start a process as pid 1.
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "private"]
 
 
@@ -349,7 +349,7 @@ def test_a_limit_of_the_size_of_files():
 
 
 def test_no_memory_inside_a_put():
-    """An allocation that fails anywhere in put or get leaves no object, no unsealed object and no reference behind."""
+    """If any allocation in put or get fails, no object, no unsealed object and no reference is left behind."""
     body = """
         import numpy as np
         import _testcapi
@@ -489,12 +489,13 @@ def test_two_pid_namespaces(two_namespaces):
     assert ask(1, "view = pyray_ser.get_by_name('shared'); answer = int(view.sum())") == "4999950000"
     assert ask(1, "mine = pyray_ser.put(np.ones(50_000), name='other'); answer = pyray_ser.stats()['clients']") == "2"
     assert ask(0, "held = pyray_ser.get_by_name('other'); answer = float(held.sum())") == "50000.0"
-    # Both processes are pid 1 in their namespaces. Neither may take the other for itself, or for dead while it sleeps.
+    # Both processes are pid 1 in their namespaces. Neither process may mistake the other for itself, or declare the
+    # other dead while the other sleeps.
     for which in (0, 1):
         assert (
             ask(which, "_core.default().look(); _core.default().check(); answer = pyray_ser.stats()['clients']") == "2"
         )
-    # When one process ends, the store releases its unsealed objects and references, but not those of the other process.
+    # When one process ends, the store releases the unsealed objects and references of this process only.
     assert ask(1, "window = pyray_ser.create(1_000_000); answer = len(window)") == "1000000"
     assert (
         ask(0, "ref = None; pyray_ser.free(_core.find_name(_core.default(), 'other')); answer = float(held[-1])")
@@ -517,7 +518,7 @@ def test_a_stopped_process_of_another_pid_namespace_is_not_dead(two_namespaces):
     children = pathlib.Path(f"/proc/{ask.processes[1].pid}/task/{ask.processes[1].pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGSTOP)
     try:
-        for _ in range(14):  # longer than the silence after which a process that closed its descriptors counts as dead
+        for _ in range(14):  # a process that had closed its descriptors would count as dead sooner
             assert ask(0, "_core.default().look(); answer = pyray_ser.stats()['clients']") == "2"
             time.sleep(0.5)
     finally:

@@ -16,7 +16,7 @@ from isolated import environment, run
 from patience import patience
 
 ROOT = os.geteuid() == 0
-# If the tests run as an ordinary user, a user namespace gives root rights to those that need them.
+# If an ordinary user runs the tests, those that need root rights get them in a user namespace.
 AS_ROOT = [] if ROOT else ["--user", "--map-root-user"]
 
 PAIR = """
@@ -163,7 +163,7 @@ def test_workers_that_close_every_descriptor_live():
 
 @pytest.fixture
 def name():
-    """Yield the name of a store, and remove its file afterwards, because a failed run may leave it."""
+    """Yield the name of a store, and remove its file afterwards, because a failed run may leave the file."""
     name = f"test-liveness-{uuid.uuid4().hex}"
     yield name
     path = os.path.join(run_path(), name)
@@ -239,7 +239,7 @@ def test_a_client_of_another_namespace_lives(flags, name):
 
 @pytest.mark.skipif(not ROOT, reason="only root may become another user")
 def test_forks_of_a_process_that_became_another_user_are_clients():
-    """Such a process cannot open the store again. Its children share its descriptor, but each counts as a client."""
+    """Such a process cannot open the store again, so its children share its descriptor, but each counts as a client."""
     script = """
         import os, threading  # before modules are out of its reach, as they are in a virtual environment of root's
         import numpy as np
@@ -287,7 +287,7 @@ def test_forks_of_a_process_that_became_another_user_are_clients():
 
 
 def test_a_program_executed_in_place_of_a_client_is_no_client():
-    """The new program has the same pid and start time, and /proc is unreadable, but its lock has been released."""
+    """The new program has the same pid and start time, and /proc is unreadable, but the exec has released the lock."""
     script = """
         import os, sys
         import pyray_ser
@@ -316,7 +316,7 @@ def test_a_program_executed_in_place_of_a_client_is_no_client():
 
 
 def test_a_pipe_that_a_hidden_client_may_read_is_not_taken_for_closed():
-    """If a process cannot be examined, it may still receive the message, so the token of the message is kept."""
+    """A process that cannot be examined may still receive the message, so the store keeps the token of the message."""
     script = """
         import os, signal
         import pyray_ser
@@ -392,7 +392,7 @@ def test_the_creator_of_an_object_is_not_its_successor_in_the_slot():
 
 
 def test_a_dead_creator_is_not_named_before_it_is_reaped():
-    """By then the pid of the creator may belong to an unrelated process."""
+    """After the death of the creator, its pid may belong to an unrelated process."""
     script = """
         import os, signal
         import pyray_ser

@@ -1,4 +1,4 @@
-"""Test that unrelated processes find a named store, that other users cannot, and that the last process removes it."""
+"""Test that unrelated processes find a named store, that other users do not, and that its last process removes it."""
 
 import contextlib
 import os
@@ -513,8 +513,10 @@ def test_a_child_of_multiprocessing_may_be_the_last(named):
 @pytest.mark.parametrize("intruder", ["init", "shutdown", "init and shutdown"])
 @pytest.mark.parametrize("interrupted", ["init", "shutdown"])
 def test_a_handler_may_open_and_close_a_named_store_at_each_line_of_a_call(named, interrupted, intruder):
-    """Open and close a store between any two lines of a call, as a signal handler can, also under the directory
-    lock."""
+    """Open and close a store between any two lines of a call, as a signal handler can.
+
+    Some of these lines run while the call holds the lock of the directory.
+    """
     text = f"""
     from pyray_ser.exceptions import StoreClosedError
     import faulthandler

@@ -1,4 +1,4 @@
-"""Test that a named store in Docker's 64 MB /dev/shm stays within it, spills, and names the full file system."""
+"""Test a named store in Docker's 64 MB /dev/shm: its capacity fits, it spills, and errors name the full file system."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from isolated import environment
 
 
 def run_with_small_shm(script: str) -> str:
-    """Run a script where /dev/shm has 64 MB, in a new mount namespace."""
+    """Run a script in a new mount namespace in which /dev/shm has 64 MB."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root and unshare")
     command = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'

@@ -1,5 +1,7 @@
-"""Test spill directories that several processes create and clean up at the same time, and that are removed or locked
-while a store uses them."""
+"""Test spill directories that several processes use, or that somebody removes or locks while a store uses them.
+
+The processes create and clean up the same directory at the same time.
+"""
 
 from isolated import run
 

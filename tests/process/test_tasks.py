@@ -445,7 +445,8 @@ def test_streams():
             time.sleep(0.01)
             yield np.full(10_000, i)
 
-    # The generator has more items than it may compute ahead of the reader, so it still runs after the first result.
+    # The generator has more items than it may compute ahead of the reader, so the generator still runs after the
+    # first result.
     stream = count.remote(40)
     first = ray.get(next(stream))
     assert first[0] == 0 and repr(stream).startswith("ResultStream") and "ended" not in repr(stream)
@@ -486,8 +487,8 @@ def test_a_stream_is_only_so_far_ahead_of_its_reader(tmp_path, size, ahead):
         seen.append(int(ray.get(ref)[0]))
         if i in (0, 20):
             time.sleep(0.5)
-            # The generator computes one item beyond its limit, which waits to be sent; small items are reported in
-            # groups of eight.
+            # The generator computes one item beyond its limit, and this item waits to be sent. The worker reports
+            # small items in groups of eight.
             assert i < path.stat().st_size <= i + 1 + ahead + 8, path.stat().st_size
         del ref
     assert seen == list(range(60))
@@ -566,7 +567,7 @@ def test_options_are_checked():
 
 
 def test_no_object_is_left():
-    # The workers were forked before this, so none has inherited references of earlier tests.
+    # The script runs in a new process, so its workers inherit no references of earlier tests.
     script = """
     import time, numpy as np, pyray_ser as ray
     @ray.remote
@@ -638,7 +639,7 @@ def test_start_methods(method):
 
 
 def test_without_new_threads_the_workers_end_all_the_same():
-    """Since Python 3.12 no thread can start during exit, so the thread that reaps processes may be missing then."""
+    """Since Python 3.12 no thread can start during exit, so the thread that reaps workers may be missing then."""
     script = """
     import os, threading, pyray_ser as ray
     from pyray_ser.tasks import collector

@@ -70,7 +70,7 @@ def test_a_new_process_may_get_the_numbers_of_one_that_has_just_died():
     made = []
 
     def succeed(channel: Channel) -> None:
-        # This runs while the collector handles the first channel: its descriptors are closed and no longer watched.
+        # This runs while the collector handles the first channel, whose descriptors are closed and no longer watched.
         assert list(channel.calls.sent.values()) == [calls[0]]
         channel.abandon()
         assert not {*numbers} & {*collector()._channels}

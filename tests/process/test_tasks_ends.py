@@ -1,5 +1,4 @@
-"""Test calls to actors that have ended, from every process with a handle, and waits that end with an error or a
-timeout."""
+"""Test calls to ended actors, from every process with a handle, and waits that end with an error or a timeout."""
 
 from __future__ import annotations
 

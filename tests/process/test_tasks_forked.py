@@ -1,4 +1,4 @@
-"""Test that forked workers, which start with the memory of their parent, do not keep its objects alive."""
+"""Test that forked workers do not keep objects of their parent alive, although the workers start with its memory."""
 
 from __future__ import annotations
 

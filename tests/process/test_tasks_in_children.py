@@ -1,4 +1,4 @@
-"""Test that child processes of multiprocessing and of executors end normally after they have used tasks and actors."""
+"""Test that child processes of multiprocessing and of executors end normally after using tasks and actors."""
 
 from __future__ import annotations
 

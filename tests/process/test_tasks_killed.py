@@ -1,4 +1,4 @@
-"""Kill processes during submit, run or return: callers must get an error within a second, and nothing may be left."""
+"""Kill processes during submit, run or return: callers get an error within a second, and no process or file is left."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if __name__ == "__main__":
 def start(tmp_path, wait: str = "ray.get(refs)") -> subprocess.Popen:
     path = tmp_path / "driver.py"
     path.write_text(textwrap.dedent(DRIVER).format(wait=wait))
-    # A shell starts background programs with SIGINT ignored, and children inherit that.
+    # Children inherit an ignored SIGINT, and a shell ignores SIGINT in programs that it starts in the background.
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-P", str(path)],
@@ -153,7 +153,7 @@ def test_workers_and_actors_killed_at_any_moment():
 
 
 def test_installed_pools_after_kills():
-    # Objects in flight to a killed worker must be freed. This test kills 100 workers, the heavy test 1,000.
+    # The store must free objects in flight to a killed worker. This test kills 100 workers, the heavy test 1,000.
     kills(100)
 
 
@@ -163,7 +163,7 @@ def test_installed_pools_after_a_thousand_kills():
 
 
 def kills(count: int) -> None:
-    # This tests both directions: messages that the killed process had not read yet, and its messages that nobody reads.
+    # This tests both directions: messages that the killed process had not read, and its messages that nobody had read.
     script = f"""
     import multiprocessing as mp, os, random, signal, time, numpy as np, pyray_ser
     def child(end, queue):

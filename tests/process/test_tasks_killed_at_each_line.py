@@ -1,4 +1,4 @@
-"""Kill the worker or the caller at the n-th line of our code; a caller that lives gets an error within a second.
+"""Kill the worker or the caller at the n-th line of our code; a caller that survives gets an error within a second.
 
 From a known moment on, a trace function counts the lines of the package that a process runs, and kills the process at
 one of them. This tests every step of submit, receive, run and reply. After each test file, conftest.py checks that

@@ -1,4 +1,4 @@
-"""Test that workers log a message if their parent has no store, because their objects are then lost when they end."""
+"""Test that workers log a message if their parent has no store: the end of a worker then loses the worker's objects."""
 
 import pytest
 from isolated import run

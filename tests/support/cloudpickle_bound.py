@@ -1,8 +1,8 @@
 """Replace the functions of cloudpickle and pickle by those of this package, for cloudpickle's own test suite.
 
-This is a plugin for the pytest process that runs the suite; it writes the outcome of each test to the file named by
-CLOUDPICKLE_OUTCOMES. The suite puts a folder on the path of its child processes; a copy of this file there, named
-``sitecustomize.py``, replaces the functions in these processes.
+This is a plugin for the pytest process that runs the suite. It writes the outcome of each test to the file named by
+CLOUDPICKLE_OUTCOMES. The suite puts a folder on the path of its child processes. That folder contains a copy of
+this file, named ``sitecustomize.py``, which replaces the functions in these processes.
 """
 
 import json

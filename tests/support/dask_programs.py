@@ -1,5 +1,7 @@
-"""Run programs that start a Dask cluster, each in a fresh interpreter, so that Dask's threads and sockets end with
-it."""
+"""Run programs that start a Dask cluster, each in a fresh interpreter.
+
+Dask's threads and sockets then end with the interpreter.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Simulate hosts on this machine by namespaces with their own network, process IDs, `/dev/shm` and host name.
 
-A program that uses `Hosts` runs in its own namespaces (`PREFIX`). When it ends, the kernel ends all hosts and their
-networks.
+A program that uses `Hosts` runs in its own namespaces (`PREFIX`). When the program ends, the kernel ends all hosts and
+their networks.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Host:
         return subprocess.run(self.command(*words), check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
-        """Start a command on this host. It ends with the host."""
+        """Start a command on this host; the command ends with the host."""
         return subprocess.Popen(self.command(*words), stdout=subprocess.DEVNULL)
 
     def received(self) -> int:

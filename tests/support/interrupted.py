@@ -3,8 +3,8 @@
 An interrupt is an exception raised by a trace function at the n-th line that is run, for n = 1, 2, ... until the
 program ends without the exception. Each attempt runs in a new process, forked from one that has pickled nothing, so
 that work done once per process is also interrupted. The call must raise the exception, unless other Python code catches
-it. There are two exceptions to this rule: the interpreter only reports an exception in a weakref callback, and an
-`except Exception` of another library, recognized by its frames, may catch it.
+it. Two cases are exempt: the interpreter only reports an exception in a weakref callback, and an `except Exception` of
+another library, which the test recognizes by the frames, may catch the exception.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-import pyray_ser._ndarray  # import now what numpy or our code imports only once, so that it is not interrupted
+import pyray_ser._ndarray  # numpy and our code import some modules only once; import them before any interrupt
 import pyray_ser.util
 from pyray_ser import _pickle, _unpickle
 
@@ -507,7 +507,7 @@ def loads_persistent():
 
 
 def refused(value):
-    """Test a value that cannot be pickled: an interrupt while its error message is composed must also be raised."""
+    """Register a value that cannot be pickled, to interrupt the composition of the error message, too."""
 
     def call(dumps):
         try:
@@ -650,7 +650,7 @@ def in_a_child(function: Callable[[], str]) -> str:
 
 
 def interrupt(name: str, error: type[BaseException], lines: Iterable[int]) -> str:
-    """Interrupt one program; print a line for each interrupt that was lost, and then how many were raised."""
+    """Interrupt one program; print a line for each interrupt that the call lost, and then how many it raised."""
     run = PROGRAMS[name]()
     said = []
     came_out = 0

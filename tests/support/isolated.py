@@ -12,8 +12,7 @@ from patience import patience
 
 
 def environment() -> dict[str, str]:
-    """Return the environment without the hint to this process's store, and without warnings about forks with
-    threads."""
+    """Return the environment without the hint to this process's store and without warnings about forks and threads."""
     kept = {key: value for key, value in os.environ.items() if key != "PYRAY_SER_STORE"}
     return {**kept, "PYTHONWARNINGS": "ignore:This process (pid:DeprecationWarning"}
 

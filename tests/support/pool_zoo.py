@@ -505,7 +505,7 @@ CHANNELS = {
     "joblib, multiprocessing": _joblib(backend="multiprocessing"),
     "loky": _loky,
 }
-# joblib's queues for this backend have their own pickler, so `install` does not change their messages.
+# joblib's queues for this backend use a separate pickler, so `install` does not change the messages in the queues.
 NOT_HOOKED = {"joblib, multiprocessing"}
 
 

@@ -16,7 +16,8 @@ from patience import patience
 
 _failed: list[str] = []
 _timers: dict[str, threading.Timer] = {}
-# Python handles the signal that ends a test between two bytecodes. A test that runs this much longer is stuck in C.
+# A signal ends a test that takes too long, but Python handles signals only between two bytecodes. A test that still
+# runs this many seconds after the signal is stuck in C.
 _GRACE = 60.0
 
 

@@ -1,7 +1,7 @@
 """Build random object graphs for the picklers: shared references, cycles, all built-in types, classes with each hook.
 
-`graph(seed)` builds a graph. `shape(obj)` describes a graph; two descriptions are equal if and only if the graphs have
-the same values, types and sharing. The classes are defined here so that every pickler can pickle them by name.
+`graph(seed)` builds a graph. `shape(obj)` describes a graph; two descriptions are equal if and only if the graphs
+have the same values, types and sharing. This module defines the classes, so that every pickler can pickle them by name.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python types_measure.py LIBRARY [GROUP/NAME ...]
 
-The program counts copies by the pages that they touch for the first time. For this, every large block of memory comes
-directly from the kernel (environment variables configure the allocators, see `ENVIRONMENT`), and huge pages are off;
-the kernel counts page faults per process. Each call runs once before it is measured, so that the store's own pages
-exist. The copy into the store or the file causes no such faults and is added to the count.
+The program counts copies by the pages that they touch for the first time, because the kernel counts the page faults of
+a process. For this, every large block of memory comes directly from the kernel (environment variables configure the
+allocators, see `ENVIRONMENT`), and huge pages are off. Each call runs once before the measurement, so that the store's
+own pages exist. The copy into the store or the file causes no such faults, so the program adds it to the count.
 
 The program prints one JSON object: row -> figures.
 """

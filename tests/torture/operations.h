@@ -2,7 +2,7 @@
  * operations.h - operations during which a victim is killed. Each consists of one engine call and its setup.
  *
  * `arrange` runs in the survivor before it forks the victim, and creates the objects of the operation; the victim
- * inherits them. `ready` runs in the victim at full speed; during `act` the victim is single-stepped and killed.
+ * inherits them. `ready` runs in the victim at full speed; during `act` the test single-steps and kills the victim.
  * `restore` runs in the survivor after it reaped the victim, and removes the objects that `arrange` created, in any
  * state.
  */
@@ -27,7 +27,7 @@ struct stage {
 
 typedef struct operation {
     const char *name;
-    bool spills, cold; /* the operation needs a spill directory; it must be the victim's first call */
+    bool spills, cold; /* the operation needs a spill directory; must be the victim's first call */
     void (*arrange)(struct stage *);
     void (*ready)(struct stage *);
     void (*act)(struct stage *);
@@ -298,7 +298,7 @@ static void nothing(struct stage *c)
 
 /* ---- recovery ---------------------------------------------------------------------------------------------------- */
 
-/* Leave a dead client whose death no client has detected yet; it had drafts, objects, pins and an empty magazine. */
+/* Leave a dead client whose death no client has detected yet. It had drafts, objects, pins and an empty magazine. */
 static void leave_corpse(struct stage *c)
 {
     make_small(c);

@@ -3,11 +3,11 @@
  *
  * Purpose    Kill a process after an arbitrary instruction of an operation, thousands of times.
  * Algorithm  A single step takes about 20 us.  So a first run over the whole operation records the address of each
- *            step.  A later run to step n sets a breakpoint at the last instruction before n that the operation had
- *            not executed before (a landmark), lets the child run to it, and then steps.  Without landmarks (on
- *            other architectures) it single-steps every instruction.
- * Guarantee  If the child takes the same path each time, it has executed n instructions of the operation; if it
- *            does not reach its landmark, it runs to the end of the operation.
+ *            step.  A landmark is an instruction that the operation executes for the first time.  A later run to step
+ *            n sets a breakpoint at the last landmark before n, lets the child run to it, and then steps.
+ *            Other architectures have no landmarks; there, every instruction is a single step.
+ * Guarantee  If the child takes the same path each time, it has executed n instructions of the operation. A child
+ *            that does not reach its landmark runs to the end of the operation.
  */
 #ifndef PRS_TEST_STEPPER_H
 #define PRS_TEST_STEPPER_H

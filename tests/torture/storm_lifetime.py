@@ -3,13 +3,13 @@
 Usage: python -P storm_lifetime.py SECONDS SEED
 
 Each round opens a store (anonymous, named, or small with a spill directory) and lets several threads use all
-operations, while others close and open the store; fork children, which use the store, drop it or are killed; and stop,
-continue or kill a peer process that is attached to the store. A signal handler in the main thread makes calls and
-raises exceptions; finalizers of reference cycles make calls.
+operations. Meanwhile other threads close and open the store, fork children, and stop, continue or kill a peer process
+that is attached to the store. The children use the store, drop it or are killed. A signal handler in the main thread
+makes calls and raises exceptions; finalizers of reference cycles make calls.
 
 An operation must return the right value, or raise a documented exception. A watchdog ends the program with a traceback
 of every thread if a call exceeds its timeout by more than a generous grace period. After each round, the process must
-have the same file descriptors, memory mappings, threads, child processes and files as before, and a store that still
+have the same file descriptors, memory mappings, threads, child processes and files as before. A store that still
 exists must be consistent and empty.
 
 The environment variable STORM_GRACE sets the grace period in seconds.
@@ -55,8 +55,8 @@ COMMON = (
     exc.StoreFullError,
 )
 NAMED = (exc.NameNotFoundError, exc.NameExistsError)
-# The message of a plain ValueError must contain one of these texts: `seal` and `abort` use them for a closed window,
-# `init` for another store.
+# The message of a plain ValueError must contain one of these texts: `seal` and `abort` raise the error for a closed
+# window, and `init` raises it if another store is in use.
 REFUSALS = ("aborted", "closed", "sealed already", "gone", "not to its forked children", "uses <Store")
 SIZES = (0, 3, 60, 700, 5_000, 40_000, 200_000)
 KINDS = ("none", "int", "text", "bytes", "array", "strided", "nested")
@@ -189,8 +189,8 @@ class Storm:
         main = threading.current_thread() is self.main
         exposed = self.exposed
         self.under_way[key] = what, began, limit
-        # The handler raises only while `self.exposed` is true. Python cannot be interrupted between call and
-        # assignment.
+        # The handler raises only while `self.exposed` is true. Python runs no signal handler between a call
+        # and the assignment of its result.
         try:
             if main:
                 self.exposed = not self.inside
@@ -790,7 +790,7 @@ class Storm:
             self.fail(threading.current_thread().name, error)
 
     def settle(self):
-        """Drop all references, and check that the store is consistent and empty, and that it is then removed."""
+        """Drop all references, check that the store is consistent and empty, and shut it down."""
         for kind_n_value in self.views:
             if kind_n_value is not None:
                 self.check(*kind_n_value)
@@ -799,7 +799,7 @@ class Storm:
         kind_n_value = None
         gc.collect()
         gc.collect()
-        # A put that ran before `init` may have opened another store than the one of this round.
+        # A put that ran before `init` may have opened a store that is not the one of this round.
         found = pyray_ser._core.default()
         if found is not None:
             self.settle_store(found)

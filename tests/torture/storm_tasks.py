@@ -2,9 +2,9 @@
 
 Usage: python -P storm_tasks.py SECONDS SEED
 
-A trace function counts the lines of `pyray_ser.tasks` that the main thread runs and interferes at a random one: it
-makes a call as a signal handler or finalizer would, forks, kills a worker or an actor, or raises an exception as a
-handler for a timeout would. Each round checks that no result and no item is lost. A watchdog ends the program with a
+A trace function counts the lines of `pyray_ser.tasks` that the main thread runs, and interferes at random lines. It
+makes a call like a signal handler or finalizer, forks, kills a worker or an actor, or raises an exception like the
+handler of a timeout. Each round checks that no result and no item is lost. A watchdog ends the program with a
 traceback if a call takes too long. At the end no descriptor, thread or process may be left.
 """
 
@@ -31,7 +31,7 @@ DIED = (WorkerDiedError, TaskCancelledError)
 
 
 class Struck(Exception):
-    """An exception that is raised during a call, as a signal handler for a timeout would do."""
+    """An exception that the trace function raises during a call, as a signal handler for a timeout would."""
 
 
 @ray.remote
@@ -100,7 +100,7 @@ class Storm:
             try:
                 assert ray.get(call.remote(7), timeout=PATIENCE) == 7
             except WorkerDiedError:
-                return  # an earlier event killed its worker
+                return  # an earlier event killed the worker of this call
         elif kind == "garbage":
             Garbage(self)
             gc.collect(0)

@@ -1,13 +1,13 @@
 /*
  * Tests that damaged bytes in shared memory, a message or a locator cause an error or a result, but never a crash.
  *
- * There are three targets, each of which gets mutations of valid bytes. Build it with the address sanitizer.
+ * Each of three targets gets mutations of valid bytes. Build this program with the address sanitizer.
  *   form     the stored form of an object (header, table of buffers), read while another thread flips its bytes
  *   ids      object ids, tokens and locators that a message may carry, against a healthy store
- *   tables   a whole segment with damaged tables: attaching refuses it, or it can be listed, checked, read and freed
- *            from; the damage is also done while a client is already attached
+ *   tables   a whole segment with damaged tables: a client refuses to attach, or can list, check, read and free
+ *            objects; some runs damage the tables while a client is already attached
  *
- * PRS_TORTURE=1 makes 10 million runs; PRS_FUZZ_SEED=N repeats run N of `tables`, as printed when a run fails.
+ * PRS_TORTURE=1 makes 10 million runs. PRS_FUZZ_SEED=N repeats run N of `tables`; a run that fails prints its N.
  */
 #include "engine.h"
 #include "format.h"
@@ -284,7 +284,7 @@ static void build(const char *path, uint64_t *data_off)
     CHECK_EQ(prs_name_bind(s, "weights", 7, &b, &e), PRS_OK);
     CHECK_EQ(prs_token_take(s, &c, PRS_TOKEN_STICKY, &token), PRS_OK);
     *data_off = s->super->data_off;
-    _exit(0); /* exit without closing the store, as after a crash */
+    _exit(0); /* exit like a crash, without closing the store */
 }
 
 /* Return a random offset in the used parts of the tables; large parts of the tables are unused. */

@@ -1,13 +1,13 @@
 /*
  * Tests that kill a process after every single instruction.
  *
- * A forked victim runs one operation of the engine under ptrace for n instructions and is killed there; the next
+ * A forked victim runs n instructions of one operation of the engine under ptrace and is then killed; the next
  * victim runs n + 1 instructions. After each kill the survivor checks that nothing of the victim is left: the store
  * is consistent, counts of links are right, all memory of the victim is free, and put and get work. A separate
  * process, the witness, holds views and pins, and compares hashes of the bytes before and after the recovery.
  *
- * The store is in one of several states: the magazines are filled or empty; an earlier dead client was not reaped
- * yet; another client is stopped at a failpoint and continues (or dies) afterwards.
+ * The tests run in several states of the store: the magazines are filled or empty; no process has reaped an earlier
+ * dead client yet; another client is stopped at a failpoint, and continues or dies afterwards.
  *
  * PRS_TORTURE=1 tests every instruction; otherwise a few points of each operation are tested.
  */
@@ -119,7 +119,7 @@ static pid_t make_victim(struct stage *c, const operation *op, bool warm)
 }
 
 /* Let the child run for `n` instructions and kill it; with `record`, run and record all instructions. Return false
- * if the operation ended before. */
+ * if the operation ended before the n-th instruction. */
 static bool step_and_kill(pid_t pid, trace *t, uint64_t n, bool record)
 {
     bool ended = false;
@@ -341,7 +341,7 @@ static void close_scene(struct scene *c)
     close_store(s);
 }
 
-/* Return whether single-stepping from the landmark to this step takes little time. */
+/* Return whether the single steps from the landmark to this step take little time. */
 static bool cheap(const trace *t, uint64_t n)
 {
     return t->length <= 1500 || (n && t->landmark[n - 1] && n - t->landmark[n - 1] < 200);
@@ -372,7 +372,7 @@ static void prepare(void)
 {
     if (SANITIZED)
         SKIP("a sanitizer's instructions are not the engine's");
-    /* Run survivor and victim on the same CPU: they take turns, which is then ten times as fast. */
+    /* Survivor and victim take turns; on the same CPU, a change of turns is ten times as fast. */
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(sched_getcpu(), &one);

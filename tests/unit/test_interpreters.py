@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# The module for subinterpreters changed its name and return values up to Python 3.13, but always has `run_string`.
+# Python versions differ in the name and return values of the module for subinterpreters, but all have `run_string`.
 CHILD = """
 import sys
 try:

@@ -216,7 +216,7 @@ def test_a_store_is_found_by_id_pid_and_path(owner):
     found = answer("stat", owner.name)
     for word in (found["id"], found["id"][:8].upper(), str(owner.pid), owner.path):
         assert answer("stat", word)["id"] == found["id"]
-    # This command reads all stores of this user, of which some may appear, disappear or be damaged meanwhile.
+    # This command reads all stores of this user. Some of them may appear, disappear or be damaged meanwhile.
     everything = subprocess.run(
         [sys.executable, "-P", "-m", "pyray_ser", "stat", "--json"], capture_output=True, env=environment()
     )
@@ -396,7 +396,7 @@ def test_bench_pool_measures_both(capsys):
     figures = json.loads(capsys.readouterr().out)
     assert figures["mb"] == 16 and set(figures["seconds"]) == set(figures["memory"]) == {"before", "after"}
     assert all(seconds > 0 for seconds in figures["seconds"].values())
-    # The memory must be at least the size of the table.
+    # Every measured amount of memory includes the table of 16 MiB.
     assert all(memory > 16 << 20 for memory in figures["memory"].values())
     assert cli.main("bench pool --workers 0".split()) == 2
     assert "--workers" in capsys.readouterr().err

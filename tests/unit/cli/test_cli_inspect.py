@@ -50,7 +50,7 @@ def test_what_cannot(folder):
     assert done.returncode == 1
     assert "service.cache['lock']" in done.stdout and "hint:" in done.stdout
     done = run(folder, "mine:task")
-    # The module can be imported, so the function is pickled by name and its global is not visited.
+    # The module can be imported, so the pickler writes the name of the function and does not visit its global.
     assert done.returncode == 0
 
 

@@ -78,8 +78,8 @@ def test_a_hint_with_one_part_wrong_finds_nothing_else():
         print(child(f"{other}:{pid}:{start}:{fd}:{path}"), child(f"{ident}:{pid}:{int(start) + 1}:{fd}:{path}"),
               child(f"{ident}:1:{start}:{fd}:{path}"), child(f"{ident}:{pid}:{start}:0:{path}"))
     """
-    # A wrong start time is accepted, because a process has another start time in another time namespace. If the
-    # descriptor is wrong, the other descriptors of that process are searched.
+    # The library accepts a wrong start time, because a process has another start time in another time namespace. If
+    # the descriptor is wrong, the library searches the other descriptors of that process.
     assert run(script) == "False True False True"
 
 

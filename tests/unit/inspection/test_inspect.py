@@ -1,6 +1,6 @@
 """Test that the inspector finds each object that cannot be pickled, never raises, and evaluates no property.
 
-It reports the exact path, name and parent of each such object.
+The inspector reports the exact path, name and parent of each such object.
 """
 
 import asyncio

@@ -1,5 +1,4 @@
-"""Test that the inspector needs no recursion and only linear time for deep and large structures, and counts bytes
-once."""
+"""Test the inspector with deep and large structures: no recursion, linear time, and each byte counted only once."""
 
 import io
 import json

@@ -56,7 +56,7 @@ def test_the_three_kinds_by_path():
     assert found["value['w']"].zero_copy == array.nbytes
     assert found["value['raw']"].copied == 50_000
     assert found["value['text']"].in_band == pytest.approx(40_000, abs=20)
-    assert "value['again']" not in found  # the array is counted once, under the path that is visited first
+    assert "value['again']" not in found  # the inspector counts the array once, under the first path
     assert [child.total for child in sizes.root.children] == sorted(
         (child.total for child in sizes.root.children), reverse=True
     )

@@ -1,6 +1,6 @@
 """Run CPython's own suite for picklers with the pure-Python pickler.
 
-The omitted tests assert that certain objects cannot be pickled, which this pickler pickles by value.
+The omitted tests assert that certain objects cannot be pickled, but this pickler pickles these objects by value.
 """
 
 import io

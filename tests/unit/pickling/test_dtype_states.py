@@ -153,7 +153,7 @@ def test_a_forged_state_does_not_reach_the_arrays_of_the_store(kind):
 
 
 def test_records_of_python_2_load_with_their_names_as_bytes():
-    # NumPy wrote this for np.array([(9e123,)], [("name", float)]) under Python 2; it decodes names that are bytes.
+    # NumPy wrote this for np.array([(9e123,)], [("name", float)]) under Python 2; NumPy decodes names that are bytes.
     stream = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I1\ntcnumpy\ndtype\n(S'V8'\nI0\nI1\ntR(I3\n"
         b"S'|'\nN(S'name'\nt(dS'name'\n(cnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI0\ntsI8\nI1\nI0\ntb"
@@ -201,7 +201,7 @@ def test_a_title_that_leads_elsewhere_is_refused():
     wanted = np.dtype({"names": ["a", "b"], "formats": ["i4", "i4"], "titles": ["one", "two"]})
     stream = pickle.dumps(wanted, 2)
     assert _unpickle.loads(stream) == wanted
-    # Give the field `a` the title of `b`, and then a title that no field has; the latter is allowed outside safe mode.
+    # Give the field `a` the title of `b`, and then a title that no field has; only safe mode refuses the second title.
     state = wanted.__reduce__()[2]
     for one, strict_only in (("two", False), ("three", True)):
         fields = {**state[4], "a": (*state[4]["a"][:2], one)}

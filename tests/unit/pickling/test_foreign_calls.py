@@ -1,7 +1,7 @@
 """Test that every call in the pickler's C code that can run Python code is marked for intruder builds.
 
 A call counts as marked if it is the argument of `PRP_FOREIGN` or `PRP_FOREIGN_VOID` (csrc/common/foreign.h).
-`Py_DECREF` is not checked; reviewers make sure that no borrowed object is used after its owner was dropped.
+`Py_DECREF` is not checked; reviewers make sure that no code uses a borrowed object after a `Py_DECREF` of its owner.
 """
 
 import re

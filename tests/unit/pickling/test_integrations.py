@@ -190,7 +190,8 @@ class TestStringDType:
         value = np.array(items, dtype).reshape(50, -1)
         stream, buffers = put(value)
         assert len(stream) < SMALL
-        # The buffers hold UTF-8 text, two bytes for each length and one byte for each missing mark; no Python strings.
+        # The buffers hold UTF-8 text, two bytes for each length and one byte that marks a missing value, but no Python
+        # strings.
         assert sum(map(len, map(bytes, buffers))) < 110_000
         self.same(load(stream, buffers), value)
         self.same(round_trip(value[:0], 0), value[:0])
@@ -473,7 +474,7 @@ def test_a_class_that_is_met_inside_the_import_of_its_reducers_has_none_yet(monk
     real, found = builtins.__import__, []
 
     def importing(name, *args, **kwargs):
-        if name == "pandas.arrays" and not found:  # a finalizer may call `find` at this point
+        if name == "pandas.arrays" and not found:  # a finalizer may call `find` here, too
             found.append("inside")
             found.append(reducers.find(pandas.Series))
         return real(name, *args, **kwargs)

@@ -413,7 +413,7 @@ for (stream, buffers), values in zip(saved, expected):
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
 
-    # If there are many categories, only those in use are sent, so other processes number them differently.
+    # If there are many categories, the stream has only those in use, so the reading process numbers them differently.
     assert run("none") == ["True", "False", "True", "True", "True"]
     assert run("others") == ["False", "False", "True", "False", "False"]
 

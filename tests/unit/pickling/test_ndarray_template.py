@@ -242,8 +242,8 @@ def test_many_dtype_names_do_not_confuse_the_cache():
 
 
 def test_many_kinds_of_arrays_do_not_confuse_what_is_kept_about_streams():
-    # There are more streams than the cache has entries. Each stream is read after others have replaced its entry, and
-    # then once more immediately.
+    # There are more streams than the cache has entries. The test reads each stream after other streams have replaced
+    # its entry, and then immediately once more.
     kinds = [
         np.arange(n * m, dtype=dtype).reshape(n, m) for n in range(1, 8) for m in (1, 2, 300) for dtype in ("f8", ">i2")
     ]

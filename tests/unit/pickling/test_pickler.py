@@ -198,7 +198,7 @@ def test_a_dict_that_grows_under_its_dump(dumps):
 
 @WAYS
 def test_an_object_dropped_by_a_hook_and_its_address_reused(dumps):
-    """The memo must keep its objects alive, or it would take a new object at the same address for a freed one."""
+    """The memo keeps its objects alive: a new object at the address of a freed one would look like the freed one."""
     victims = [[object.__new__(Box)] for _ in range(50)]
     fresh = []
 

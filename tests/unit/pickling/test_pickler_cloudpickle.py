@@ -1,8 +1,8 @@
 """Run cloudpickle's own test suite with our functions in place of those of cloudpickle and pickle.
 
 `make test` downloads the suite. cloudpickle_bound.py replaces the functions in the pytest process that runs the suite,
-and in the children that its tests start. Tests with a different result are named below, each with its reason; a named
-test that passes, or any other failure, is an error here. The tests after the suite cover the faults that the suite has
+and in the children that its tests start. This module names the tests with a different result, each with its reason; a
+named test that passes, or any other failure, is an error here. Further tests cover the faults that the suite has
 revealed.
 """
 
@@ -199,7 +199,7 @@ def test_bound_methods_whose_name_leads_elsewhere(protocol):
 
 @EVERY_PROTOCOL
 def test_bound_methods_go_by_name(protocol):
-    """Bound methods are pickled as by the standard library, without references to cloudpickle or the function."""
+    """Our pickler writes bound methods like the standard library, without references to cloudpickle or the function."""
     for method in (Methods().plain, Methods.of_class, Methods().of_class):
         assert again(method, protocol)() == method()
         data = pyray_ser.dumps(method, protocol)

@@ -1,5 +1,4 @@
-"""Test with random graphs that our Pickler writes the standard pickler's opcodes and that loads restore equal
-objects."""
+"""Test with random graphs that our Pickler writes the same opcodes as the standard one, and that copies are equal."""
 
 import io
 import pickle

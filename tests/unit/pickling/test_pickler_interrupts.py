@@ -25,7 +25,7 @@ def test_interrupted_at_each_line(error):
     assert int(said[-1].split()[0]) > 1000
 
 
-# Each of the four exceptions is raised at every fourth line, so together they cover all lines. With all lines for each
+# Each of the four exceptions interrupts every fourth line, so together they cover all lines. With all lines for each
 # exception, this test would take over ten minutes.
 @pytest.mark.heavy
 @pytest.mark.parametrize(

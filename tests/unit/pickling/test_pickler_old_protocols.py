@@ -1,6 +1,6 @@
 """Test that our pickler writes or rejects types of the standard library as `pickle` does, in every protocol.
 
-For an object whose type has no reduction, protocols 0 and 1 write its class, so streams in these protocols may contain
+For an object whose type has no reduction, protocols 0 and 1 write the class. So streams in these protocols may contain
 classes that no other protocol writes.
 """
 
@@ -67,7 +67,7 @@ MODULES = [
     "zlib",
 ]
 ARGUMENTS = [(), (5,), ("a",), (b"a",), ([1],), ({},), (int,), (5, 2), ("a", "b"), (len, [1])]
-# Our pickler writes these objects by value, which `pickle` cannot do, or they contain such functions and classes.
+# Our pickler writes objects of these types, or functions and classes within them, by value. `pickle` cannot do this.
 BY_VALUE = (
     types.FunctionType,
     types.ModuleType,

@@ -1,4 +1,4 @@
-"""Test that large results are written directly into the final bytes object, even if other code runs meanwhile."""
+"""Test that the pickler writes large results directly into the final bytes object, even while other code runs."""
 
 import os
 import pickle

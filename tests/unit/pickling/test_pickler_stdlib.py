@@ -90,7 +90,7 @@ TestObjects = _bound(
 
 
 class _RaisesContext(type(unittest.TestCase().assertRaises(Exception))):
-    """Give an exception without notes an empty list; there are no notes if the root object itself cannot be pickled."""
+    """Add an empty list of notes to an exception without notes; our pickler adds none for the root object itself."""
 
     def __exit__(self, kind, error, traceback):
         if error is not None and not hasattr(error, "__notes__"):
@@ -101,8 +101,8 @@ class _RaisesContext(type(unittest.TestCase().assertRaises(Exception))):
 class _OwnWords:
     """Compare only the class of an exception.
 
-    From Python 3.14 on, tests of objects that cannot be pickled also compare the wording of messages and notes. Ours
-    differ, because one note has the path to the object.
+    From Python 3.14 on, tests of objects that cannot be pickled also compare the wording of messages and notes. Our
+    notes differ, because one of them has the path to the object.
     """
 
     def assertRaises(self, *args, **kwargs):

@@ -43,7 +43,7 @@ def test_a_name_that_stands_in_streams_can_be_found(module, name):
 
 
 def test_every_function_that_rebuilds_is_frozen():
-    """A function that is added to the table must never be renamed."""
+    """Nobody may ever rename a function that is in the table."""
     functions = [name for name in reconstruct.__all__ if callable(getattr(reconstruct, name))]
     assert sorted(functions) == FROZEN["pyray_ser.reconstruct"]
 

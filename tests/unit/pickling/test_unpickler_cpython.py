@@ -21,7 +21,7 @@ from pyray_ser import _unpickle  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def no_module_that_answers_to_any_name(monkeypatch):
-    """Hide torch's modules, which raise unexpected exceptions when the standard library searches them for a global."""
+    """Hide torch's modules: they raise unexpected exceptions if the standard library searches them for a global."""
     for name in [name for name in sys.modules if name.startswith("torch.")]:
         monkeypatch.delitem(sys.modules, name)
 

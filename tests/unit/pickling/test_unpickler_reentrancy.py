@@ -1,7 +1,7 @@
 """Test that Python code inside a load (finalizers, hooks, predicates, other threads) does not change the result.
 
-While the unpickler keeps state (a class, a name, an incomplete container), such code may load other values, start the
-collector, read the memo or disable the collector. Each test covers a case that once caused a crash, a wrong value or a
+While the unpickler keeps state (a class, a name, an incomplete container), such code may load other values, read the
+memo, and start or disable the collector. Each test covers a case that once caused a crash, a wrong value or a
 wrong class.
 """
 

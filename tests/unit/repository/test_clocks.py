@@ -13,7 +13,7 @@ WALL_CLOCK = re.compile(
     r"CLOCK_(REALTIME|TAI)|gettimeofday|\btime\((NULL|0|&\w+)\)|\btime\.time(_ns)?\(|datetime\.(now|today|utcnow)\(|PyTime_Time\b"
 )
 
-# These places only show the time to a person.
+# These places only show the time to a user.
 SHOWN = {
     "pyx/pyray_ser/_core/prelude.pxi": "when an object was made, for `records` and `flights`",
     "pyray_ser/cli/top.py": "when a line of `top --json` was written",

@@ -1,4 +1,4 @@
-"""Test that tools/coverage_table.py lists code that the C tests do not reach and that has no reason next to it."""
+"""Test that tools/coverage_table.py lists each branch that the C tests do not reach and that has no stated reason."""
 
 import importlib.util
 import json

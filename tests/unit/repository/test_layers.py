@@ -1,4 +1,4 @@
-"""Test the dependencies between folders (C includes, parts of the compiled core, Python imports) and their maps."""
+"""Test the dependencies between folders (C includes, parts of the core, Python imports) and the tables of files."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ C_MAY_USE = {
     "store": {"store/platform"},
 }
 
-# The packages, from lowest to highest layer. At module level, a package may import itself and those before it.
+# The packages, from lowest to highest layer. At module level, a package may import itself and earlier packages.
 PYTHON_ORDER = [
     {"_descriptors", "_fork", "_interpreter", "_log", "_platform", "_version", "typing", "exceptions"},
     {"reconstruct"},

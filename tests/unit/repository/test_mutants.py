@@ -1,4 +1,4 @@
-"""Test that the text that a planted bug (tests/mutation) replaces occurs exactly once in the source file."""
+"""Test that each text that a planted bug (tests/mutation) replaces occurs exactly once in its source file."""
 
 import tomllib
 from pathlib import Path

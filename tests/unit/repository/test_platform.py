@@ -81,8 +81,7 @@ def test_attach_and_creation_are_refused(debug_build):
 
 
 def test_one_version_of_the_compiler_of_cython_sources_is_named():
-    """Builds use the tested version of Cython. Cython 3.3.1 has a double free when a list comprehension gets no
-    memory."""
+    """Builds use the tested version of Cython: in 3.3.1, a list comprehension that gets no memory frees twice."""
     import tomllib
 
     if not (ROOT / "pyproject.toml").exists():

@@ -435,7 +435,7 @@ class TestFrames:
                 # If a buffer is too short, numpy raises its own message.
                 assert "buffer" in str(error)
                 continue
-            # One kind of damage is not detected: an entry of the buffer table that points elsewhere within the object.
+            # `deserialize` misses one kind of damage: an entry of the buffer table that points elsewhere in the object.
             assert len(got) == 3
 
     @pytest.mark.parametrize("cut", [0, 1, 31, 32, 63, 64, 100])
@@ -454,7 +454,7 @@ class TestFrames:
 
 
 class TestAllow:
-    """Every way of loading accepts only allowed names, even those that run no unpickler."""
+    """Every way of loading accepts only allowed names, even a way that runs no unpickler."""
 
     ARRAY = frozenset({"numpy:ndarray", "numpy:dtype"})
 

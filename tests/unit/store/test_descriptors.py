@@ -30,7 +30,7 @@ def bare(files, call, *helpers):
 def test_every_call_that_makes_a_descriptor_moves_it_above_the_standard_ones():
     sources = sorted((ROOT / "csrc/store").rglob("*.c"))
     found = list(bare(sources, C_CALL, "prs_above_standard("))
-    # This call of openat is fine: `prs_above_standard(` is on the line before it.
+    # This call of openat is correct, because `prs_above_standard(` is on the line before.
     found = [line for line in found if "openat(at < 0" not in line]
     python = [
         path for part in ("store", "tasks", "pool_hooks") for path in sorted((ROOT / "pyray_ser" / part).rglob("*.py"))

@@ -230,7 +230,7 @@ class TestDamage:
             pyray_ser.abort(view)
 
     def test_an_entry_that_names_an_object_of_this_store(self):
-        """Such an entry must be refused, because the copy would not keep that object alive."""
+        """`seal` must refuse such an entry, because the new object would not keep the named object alive."""
         inner = pyray_ser.put(np.arange(10_000))
         form = bytearray(exported(inner))
         slot, generation = struct.unpack_from("<II", inner.binary(), 16)
@@ -315,7 +315,7 @@ def all_buffers(ref) -> list[memoryview]:
 
 
 def fuzz(count: int, seed: int) -> None:
-    """Import damaged forms: each must be refused, or become an object whose load returns a value or raises an error."""
+    """Import damaged forms: `seal` refuses the form, or a load of the new object returns a value or raises an error."""
     dice = random.Random(seed)
     forms = [exported(pyray_ser.put(value)) for name, value in values().items() if name != "large"]
     allow = ["numpy:ndarray", "numpy:dtype", "builtins:bytes", "numpy._core.numeric:_frombuffer"]

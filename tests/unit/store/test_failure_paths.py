@@ -1,5 +1,4 @@
-"""Test that an object that cannot be pickled has the same path in the notes of `dumps`, in the message of `put`, and in
-the inspector."""
+"""Test that `dumps`, `put` and the inspector report the same path to an object that cannot be pickled."""
 
 import collections
 import dataclasses
@@ -217,7 +216,7 @@ def test_every_pickler_names_it_as_the_inspector_does(kind):
     assert note_of(pyray_ser.dumps, value) == first.path
     assert note_of(debug_pickler.dumps, value) == first.path
     assert note_of(lambda value: _pickle.Pickler(io.BytesIO()).dump(value), value) == first.path
-    assert note_of(lambda value: _pickle.Pickler(io.BytesIO(), 2).dump(value), value)  # in which sets are reduced
+    assert note_of(lambda value: _pickle.Pickler(io.BytesIO(), 2).dump(value), value)  # protocol 2 reduces sets
     with pytest.raises(TypeError) as caught:
         _pickle._put(value)
     assert str(caught.value).endswith(f" (at {first.path})")

@@ -36,7 +36,7 @@ def resolver():
 
 
 class Asked:
-    """A resolver that returns the copy in `values` that has the serial number of a reference, and records its calls."""
+    """A resolver that looks up the serial number of a reference in `values`, returns the copy, and records the call."""
 
     def __init__(self, values, wait=None):
         self.values = values

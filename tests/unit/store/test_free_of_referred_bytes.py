@@ -1,4 +1,4 @@
-"""Test that an object that refers to bytes of another object keeps them alive after `free` of the other object."""
+"""Test that the bytes of a freed object stay alive as long as another object refers to them."""
 
 import gc
 import subprocess

@@ -1,4 +1,4 @@
-"""Test values of other libraries in a store: two gets return the same bytes, which are write-protected."""
+"""Test values of other libraries in a store: two gets return the same write-protected bytes."""
 
 import os
 import pickle
@@ -182,9 +182,10 @@ def test_what_is_in_the_store_already_is_referenced():
     assert explanation["[1]"].zero_copy == 8 * N and explanation["[1]"].referenced == 0
     assert explanation.referenced == explanation.zero_copy == 8 * N
     assert "400 kB referenced" in explanation.to_text()
-    assert pyray_ser.stats()["used"] - before < 12 * N  # as the explanation says, only one of the two was copied
+    # As the explanation says, `put` copied only one of the two arrays.
+    assert pyray_ser.stats()["used"] - before < 12 * N
     assert explained(array)[1].referenced == 8 * N
-    # `put` copies this slice, because it is too small a part of the object that a reference would keep alive.
+    # A reference would keep the whole object alive. `put` copies the slice instead, because the slice is small.
     assert explained([array[:100]])[1].referenced == 0
 
 

@@ -1,4 +1,4 @@
-"""Test that no engine call that may wait for the store lock is made while the GIL is held."""
+"""Test that no code holds the GIL during an engine call that may wait for the store lock."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def engine_calls_that_wait() -> set[str]:
     for path in (ROOT / "csrc/store").rglob("*.c"):
         text = re.sub(r"/\*.*?\*/|\"(?:\\.|[^\"\\])*\"", "", path.read_text(), flags=re.S)
         for name, body in FUNCTION.findall(text):
-            # If several files have functions of the same name, they are merged; the result can only be too large.
+            # Functions of the same name in several files count as one function, so the result may be too large.
             calls.setdefault(name, set()).update(re.findall(r"\b(\w+)\s*\(", TRIES.sub("", body)))
     waiting = {"prs_lock"}
     while more := {name for name, called in calls.items() if name not in waiting and called & waiting}:

@@ -98,7 +98,7 @@ def test_an_object_that_is_freed_after_it_was_found_counts_as_absent(name, timeo
 
 
 def replace_when_found(name, monkeypatch, put):
-    """Free the first object that `get_by_name` finds and call `put`, before the value is read; return all values."""
+    """Free the first object that `get_by_name` finds, and call `put`, before the value is read; return all values."""
     found, wait_name = [], api._core.wait_name
 
     def finding(*arguments):

@@ -1,5 +1,4 @@
-"""Test the options of `init`: common notations of sizes, errors for invalid values, and warnings for ignored
-options."""
+"""Test the options of `init`: common notations of sizes, errors for invalid values, warnings for ignored options."""
 
 import pytest
 from isolated import run

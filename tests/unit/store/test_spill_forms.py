@@ -124,7 +124,8 @@ def test_an_object_larger_than_the_store(form):
         print(damaged)
     store.check()
     """
-    # The store does not compress objects that it writes to a file from the start: only a digest reveals a changed byte.
+    # If the store writes an object directly to a file, it does not compress the object. Only a digest then reveals a
+    # changed byte.
     assert in_store(script, 24, **form) == ("True" if "spill_checksum" in form else "1")
 
 
@@ -398,7 +399,8 @@ def test_a_fork_in_the_middle_of_a_file(form):
 
 
 def test_a_finalizer_may_ask_for_the_object_that_is_being_written():
-    # Without special handling, the thread would wait for itself and never continue.
+    # `piece` represents a finalizer that runs in the thread that writes the object. Without special handling, `get`
+    # would wait there until the object is written, and so the thread would wait for itself.
     script = """
     from pyray_ser.store.spill_codec import Form
     make, seen, inside = Form.compressor, [], []
@@ -573,7 +575,7 @@ def test_a_put_that_waits_longer_than_the_tries_without_a_pause_spills_still():
 
 
 def test_a_put_waits_for_a_full_disk():
-    # A limit on the file size, set while a piece is written, simulates a disk that is full when the store is full.
+    # The script simulates a full disk: it limits the size of files while the store writes a piece.
     script = """
     import resource, signal, time
     from pyray_ser.store.spill_codec import Form

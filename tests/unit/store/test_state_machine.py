@@ -116,7 +116,7 @@ class StoreMachine(RuleBasedStateMachine):
         if expected is self.FREED:
             try:
                 pyray_ser.get(box.content, mmap_mode=mode)
-            except exc.ObjectLostError:  # "freed" as long as any holder exists, "lost" after that
+            except exc.ObjectLostError:  # the error says "freed" while a holder exists, then "lost"
                 return multiple()
             raise AssertionError("a freed object was read")
         value = pyray_ser.get(box.content, mmap_mode=mode)

@@ -130,7 +130,7 @@ def test_tied_parameters_and_aliases_share_a_storage_whatever_comes_first():
 def test_what_has_stood_for_a_storage_may_become_another_tensor():
     def fresh():
         base = torch.arange(float(MANY))
-        pyray_ser.put(base)  # from now on, a view is written as a view of `base`, as long as this is correct
+        pyray_ser.put(base)  # from now on, `put` writes a view as a view of `base`, as long as this is correct
         return base, base[100:200].detach()
 
     base, view = fresh()

@@ -137,7 +137,7 @@ class TestCopyOnWrite:
 class TestReputByReference:
     """A put stores a reference to bytes that are already in the store, under certain conditions.
 
-    If it ignored one of these conditions, a reader would see wrong bytes.
+    If `put` ignored one of these conditions, a reader would see wrong bytes.
     """
 
     def large(self):
