@@ -1,11 +1,13 @@
 """Test that Dask workers on one host share large values, with Dask's own scheduler, nannies and workers."""
 
 import shutil
+from importlib.util import find_spec
 
 import pytest
 from dask_programs import run
 
-pytest.importorskip("distributed")
+# Importing distributed would change how the test process pickles exceptions.
+pytestmark = pytest.mark.skipif(find_spec("distributed") is None, reason="distributed is not installed")
 
 
 def test_readers_of_a_value_share_one_copy():
