@@ -5,6 +5,7 @@ import gc
 import pickle
 import threading
 import time
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -65,11 +66,18 @@ class TestTokenize:
         assert pyray_ser.stats()["in_flight"] == before
 
     def test_dask_uses_it(self):
-        tokenize = pytest.importorskip("dask.tokenize").tokenize
-        before = pyray_ser.stats()["in_flight"]
+        if find_spec("dask") is None:
+            pytest.skip("dask is not installed")
+        # Importing dask would change how the test process pickles exceptions.
+        script = """
+        import pyray_ser
+        from dask.tokenize import tokenize
+        from pyray_ser import ObjectRef
         ref, other = pyray_ser.put([1]), pyray_ser.put([1])
         assert tokenize(ref) == tokenize(ObjectRef.from_hex(ref.hex())) != tokenize(other)
-        assert pyray_ser.stats()["in_flight"] == before
+        print(pyray_ser.stats()["in_flight"])
+        """
+        assert run(script) == "0"
 
     def test_of_a_foreign_reference(self):
         assert foreign(3).__dask_tokenize__() == foreign(3).__dask_tokenize__() != foreign(4).__dask_tokenize__()
