@@ -148,6 +148,10 @@ class ObjectStoreFullError(PyraySerError, MemoryError):
     hint: str | None = None
     spills: bool = False
 
+    def __new__(cls, *args: Any, **facts: Any) -> "ObjectStoreFullError":
+        # tblib makes exceptions by `cls.__new__(cls)`, which MemoryError's own method refuses for a class of two bases.
+        return Exception.__new__(cls, *args)
+
     def _compose(self) -> str:
         what = "an object" if self.size is None else f"an object of {bytes_text(self.size)}"
         text = f"no room in the store for {what}"
