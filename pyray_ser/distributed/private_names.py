@@ -6,6 +6,7 @@ change Dask.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,12 @@ __all__ = [
     "get_data_with",
     "peer_info",
     "problems",
+    "receive_bytes",
+    "report",
+    "reports",
+    "send_bytes",
     "set_comm_classes",
     "store_bytes",
-    "stream_of",
     "success",
     "version",
 ]
@@ -49,7 +53,9 @@ ATTRIBUTES = {
     "distributed.comm.tcp:TLSConnector": "comm_class",
     "distributed.comm.tcp:TLSListener": "comm_class",
     "distributed.core:Status": "dont_reply running",
-    "distributed.worker:Worker": "data",
+    "distributed.scheduler:Scheduler": "identity",
+    "distributed.scheduler:WorkerState": "metrics",
+    "distributed.worker:Worker": "data metrics",
     "distributed.worker_state_machine:TaskState": "nbytes",
 }
 
@@ -143,8 +149,38 @@ def peer_info(comm: Any) -> dict[str, Any]:
     return info
 
 
-def stream_of(comm: Any) -> Any:
-    """Return the Tornado stream of a connection."""
+# Tornado copies nothing while a piece is sent or received.
+_PIECE = 16 << 20
+
+
+async def send_bytes(comm: Any, data: memoryview) -> None:
+    """Send bytes without a header; the peer calls `receive_bytes` with a buffer of the same size."""
+    for at in range(0, data.nbytes, _PIECE):
+        await _stream_of(comm).write(data[at : at + _PIECE])
+
+
+async def receive_bytes(comm: Any, into: memoryview, limit: float | None = None) -> None:
+    """
+    Fill a buffer with the bytes that the peer sends.
+
+    Parameters
+    ----------
+    comm : distributed.comm.Comm
+    into : memoryview
+    limit : float, optional
+        Seconds within which each 16 MB must arrive; default is no limit.
+
+    Raises
+    ------
+    OSError
+        If the connection ends, or a piece is late (`TimeoutError`). Close the connection then.
+    """
+    for at in range(0, into.nbytes, _PIECE):
+        async with asyncio.timeout(limit):
+            await _stream_of(comm).read_into(into[at : at + _PIECE])
+
+
+def _stream_of(comm: Any) -> Any:
     from distributed.comm.core import CommClosedError
 
     if comm.stream is None:
@@ -168,6 +204,23 @@ def close_idle_connections(worker: Any, address: str | None = None) -> None:
         # Leave the connections in this set: `connect` removes closed ones from it later, and then updates its counters.
         for comm in pool.available.get(peer, ()):
             comm.abort()
+
+
+# ---- what workers report to the scheduler -----------------------------------------------------------------------------
+
+
+def report(worker: Any, name: str, value: str | None) -> None:
+    """Add a value to what a worker reports to the scheduler with each heartbeat, or remove it with None."""
+    if value is None:
+        worker.metrics.pop(name, None)
+    else:
+        worker.metrics[name] = lambda _: value
+
+
+async def reports(worker: Any, name: str) -> dict[str, str | None]:
+    """Return the value that each worker of the cluster has reported, by address; None if there is none yet."""
+    workers = (await worker.scheduler.identity())["workers"]
+    return {address: info["metrics"].get(name) for address, info in workers.items()}
 
 
 # ---- values and messages of a worker ----------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import asyncio
 import pickle
 from typing import TYPE_CHECKING, Any
 
-from .. import _core, api
+from .. import _core, _log, api
+from ..exceptions import ObjectLostError
 from ..pickling.serialization import dumps
 from . import handshake, private_names
 from .handle import Handle, watchable
@@ -26,7 +27,6 @@ __all__ = ["PULL", "SHARED", "Pulls"]
 # The names of the requests.
 PULL = "pyray_ser_pull"
 SHARED = "pyray_ser_shared"
-_PIECE = 1 << 30
 _ALIGN = 64
 
 
@@ -109,18 +109,20 @@ class Pulls:
             frames = None
         if frames is None:
             return {"status": "plain"}
+        arrived = False
         try:
             await comm.write({"status": "OK", "sizes": [frame.nbytes for frame in frames]})
             for frame in frames:
-                for at in range(0, frame.nbytes, _PIECE):
-                    await private_names.stream_of(comm).write(frame[at : at + _PIECE])
+                await private_names.send_bytes(comm, frame)
             arrived = await comm.read() == "OK"
-        except Exception:
-            # The peer is gone, or stopped in the middle of the transfer, so this connection cannot be used again.
-            arrived = False
-            comm.abort()
-        if not arrived and first.get(store) == who:
-            del first[store]
+        except OSError as error:
+            _log.debug("worker %s has not received a value: %s", who, error)
+        finally:
+            # If the transfer has ended in the middle, this connection cannot be used again.
+            if not arrived:
+                comm.abort()
+                if first.get(store) == who:
+                    del first[store]
         return private_names.closed_reply()
 
     def _firsts(self, key: Any, value: Any) -> dict[str, str]:
@@ -152,7 +154,8 @@ class Pulls:
         try:
             await comm.write({"status": "OK", "handle": [handle.ref.binary(), handle.stream, list(handle.layout)]})
             await comm.read()  # hold the reference until the peer has opened it
-        except Exception:
+        except OSError as error:
+            _log.debug("another worker of this host has not received a handle: %s", error)
             comm.abort()
         return private_names.closed_reply()
 
@@ -219,11 +222,16 @@ class Pulls:
                 handle = Handle(_core.ObjectRef.from_binary(binary), stream, tuple(layout))
                 await comm.write("OK")
                 return handle
-        except Exception:
+        except (OSError, ObjectLostError) as error:
             # The other worker was killed, is stopped, or has released the value, so this worker gets the bytes itself.
+            _log.debug("worker %s of this host does not give a value: %s", first, error)
             if comm is not None:
                 comm.abort()
             return None
+        except BaseException:
+            if comm is not None:
+                comm.abort()
+            raise
         finally:
             if comm is not None:
                 self.worker.rpc.reuse(first, comm)
@@ -239,7 +247,10 @@ class Pulls:
             if head.get("status") != "OK":
                 return None, None
             handle = await self._fill(comm, list(head["sizes"]))
-            await comm.write("OK")
+            try:
+                await comm.write("OK")
+            except OSError as error:
+                _log.debug("worker %s has ended after it sent a value: %s", address, error)
             return handle, None
         except BaseException:
             comm.abort()
@@ -253,8 +264,7 @@ class Pulls:
         block = api.create(max(1, layout[-1]))
         try:
             for start, stop in zip(layout[::2], layout[1::2], strict=True):
-                for at in range(start, stop, _PIECE):
-                    await private_names.stream_of(comm).read_into(block[at : min(stop, at + _PIECE)])
+                await private_names.receive_bytes(comm, block[start:stop])
             return Handle(api.seal(block), sizes[0], layout)
         except BaseException:
             # Close the connection first, because it writes into the block.

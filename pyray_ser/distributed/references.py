@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from .. import _core, _log, api
-from ..exceptions import NameExistsError, ObjectLostError
+from ..exceptions import NameExistsError, ObjectFreedError, ObjectLostError, PyraySerError
 from ..store import foreign
 from . import handshake, private_names
 
@@ -29,9 +29,6 @@ __all__ = ["OBJECT", "References"]
 
 # The name of the request.
 OBJECT = "pyray_ser_object"
-_PIECE = 1 << 30
-# Each piece must arrive within Dask's time limit for a connection.
-_RECEIVED = 16 << 20
 # How often to start again if the process that receives an object for this host dies.
 _TRIES = 10
 # How many workers of the other host to ask for an object. They share Dask's time limit for a connection, so that a host
@@ -67,13 +64,13 @@ class References:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.worker.handlers[OBJECT] = self.serve
-        self.worker.metrics[handshake.FIELD] = lambda _: self.sharing.token
+        private_names.report(self.worker, handshake.FIELD, self.sharing.token)
         self._previous = foreign.set_resolver(self.resolve)
 
     def end(self) -> None:
         """Restore the worker."""
         foreign.set_resolver(self._previous)
-        self.worker.metrics.pop(handshake.FIELD, None)
+        private_names.report(self.worker, handshake.FIELD, None)
         self.worker.handlers.pop(OBJECT, None)
         self._claims.clear()
 
@@ -90,19 +87,25 @@ class References:
             ``ref.binary()``.
         """
         try:
-            views = foreign.export(_core.ObjectRef.from_binary(identity), timeout=0)
-        except Exception as error:
-            return {"status": "gone", "reason": str(error)}
+            ref = _core.ObjectRef.from_binary(identity)
+            if _core.is_foreign(ref):
+                return {"status": "elsewhere"}  # this worker has another store than the scheduler was told
+            views = foreign.export(ref, timeout=0)
+        except PyraySerError as error:
+            return {"status": "gone", "freed": isinstance(error, ObjectFreedError), "reason": str(error)}
+        arrived = False
         try:
             await comm.write({"status": "OK", "nbytes": sum(view.nbytes for view in views)})
             if await comm.read() == "go":
                 for view in views:
-                    for at in range(0, view.nbytes, _PIECE):
-                        await private_names.stream_of(comm).write(view[at : at + _PIECE])
-                await comm.read()
-        except Exception:
+                    await private_names.send_bytes(comm, view)
+                arrived = await comm.read() == "OK"
+        except OSError as error:
             # The peer is gone, or has the object from another worker of its host.
-            comm.abort()
+            _log.debug("an object was not sent: %s", error)
+        finally:
+            if not arrived:
+                comm.abort()
         return private_names.closed_reply()
 
     # ---- the side that asks --------------------------------------------------------------------------------------------
@@ -119,14 +122,16 @@ class References:
         Returns
         -------
         ObjectRef or None
-            None if no worker has the store or the object.
+            None if no worker has the store.
 
         Raises
         ------
         RuntimeError
             In the event loop of the worker, which must not wait.
+        ObjectFreedError
+            If the object was freed.
         ObjectLostError
-            If several processes that received the object for this host have ended meanwhile.
+            If the object is lost, or if several processes that received it for this host have ended meanwhile.
         """
         if threading.get_ident() == self._thread:
             raise RuntimeError(
@@ -139,7 +144,7 @@ class References:
             # After a failure, do not look up the name: only a new `put` shows whether the name has ended.
             claim = None if attempt else _find(name)
             if claim is None:
-                fetching = asyncio.run_coroutine_threadsafe(self._fetch(ref.store_id, identity, name), self._loop)
+                fetching = asyncio.run_coroutine_threadsafe(self._fetch(ref, name), self._loop)
                 try:
                     claim = fetching.result()
                 except NameExistsError:
@@ -163,16 +168,16 @@ class References:
             ref=repr(ref), store=f"{ref.store_id:016x}", reason="each process that received it for this host has ended"
         )
 
-    async def _fetch(self, store_id: int, identity: bytes, name: str) -> ObjectRef[Any] | None:
-        """Receive an object, or return the claim of the process that receives it; None if nobody has the object."""
+    async def _fetch(self, ref: ObjectRef[Any], name: str) -> ObjectRef[Any] | None:
+        """Receive an object and return the claim for it; None if no worker has the store."""
         tried: set[str] = set()
         for fresh in (False, True):
-            for address in await self._workers_of(f"{store_id:016x}", fresh):
+            for address in await self._workers_of(f"{ref.store_id:016x}", fresh):
                 if address in tried or len(tried) == _WORKERS:
                     continue
                 tried.add(address)
                 try:
-                    claim = await self._receive(address, identity, name)
+                    claim = await self._receive(address, ref, name)
                 except NameExistsError:
                     raise  # this error is an OSError, too, but must reach the caller
                 except OSError as error:
@@ -185,11 +190,8 @@ class References:
 
     async def _workers_of(self, token: str, fresh: bool) -> list[str]:
         if fresh or token not in self._stores.values():
-            workers = (await self.worker.scheduler.identity())["workers"]
-            self._stores = {
-                address: info["metrics"].get(handshake.FIELD) or self._stores.get(address)
-                for address, info in workers.items()
-            }
+            found = await private_names.reports(self.worker, handshake.FIELD)
+            self._stores = {address: store or self._stores.get(address) for address, store in found.items()}
             unknown = [address for address, store in self._stores.items() if store is None]
             for address in unknown[:_PROBES] if token not in self._stores.values() else ():
                 self._stores[address] = await self._probe(address)
@@ -203,7 +205,7 @@ class References:
         self.worker.rpc.reuse(address, comm)
         return str(private_names.peer_info(comm).get(handshake.FIELD, ""))
 
-    async def _receive(self, address: str, identity: bytes, name: str) -> ObjectRef[Any] | None:
+    async def _receive(self, address: str, ref: ObjectRef[Any], name: str) -> ObjectRef[Any] | None:
         import dask
         from dask.utils import parse_timedelta
 
@@ -212,24 +214,29 @@ class References:
         try:
             # Wait for a limited time, because the other worker may be stopped.
             async with asyncio.timeout(limit):
-                await comm.write({"op": OBJECT, "identity": identity})
+                await comm.write({"op": OBJECT, "identity": ref.binary()})
                 head = await comm.read()
+            if head.get("status") == "gone":
+                gone = ObjectFreedError if head["freed"] else ObjectLostError
+                raise gone(ref=repr(ref), store=f"{ref.store_id:016x}", reason=head["reason"])
             if head.get("status") != "OK":
+                _log.debug("worker %s does not send an object: %s", address, head)
                 return None
             block: Any = foreign.create_stored(head["nbytes"])
             try:
                 claim = api.put([block.obj.ref], name=name, ephemeral=True)
                 await comm.write("go")
-                for at in range(0, block.nbytes, _RECEIVED):
-                    async with asyncio.timeout(limit):
-                        await private_names.stream_of(comm).read_into(block[at : at + _RECEIVED])
+                await private_names.receive_bytes(comm, block, limit)
                 api.seal(block)
             except BaseException:
                 # Close the connection first, because it writes into the block.
                 comm.abort()
                 api.abort(block)
                 raise
-            await comm.write("OK")
+            try:
+                await comm.write("OK")
+            except OSError as error:
+                _log.debug("worker %s has ended after it sent an object: %s", address, error)
             return claim
         except BaseException:
             comm.abort()

@@ -55,9 +55,9 @@ class Sharing:
 
     def begin(self) -> None:
         """Install the hooks in the worker."""
+        handshake.begin(self.token)
         self.pulls.begin()
         self.references.begin()
-        handshake.begin(self.token)
         self.worker.handlers["get_data"] = self.get_data
         self.worker.gather_dep = self.gather_dep
         private_names.close_idle_connections(self.worker)

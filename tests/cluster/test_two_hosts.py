@@ -15,8 +15,9 @@ _HEAD = """
 
         from hosts import Hosts, start_scheduler, start_workers
 
-        def host_of(worker):
-            return worker.split("//")[1].split(":")[0]
+        def workers_of(client, count, *hosts):
+            known = addresses(client, count)
+            return [[one for one in known if one.split("//")[1].split(":")[0] == host.address] for host in hosts]
 
 """
 
@@ -44,9 +45,7 @@ def test_a_host_gets_a_value_once_for_all_its_workers():
             for host in (left, right):
                 start_workers(host, scheduler, 3, "--preload", "pyray_ser.distributed")
             with Client(scheduler, timeout=60) as client:
-                workers = addresses(client, 6)
-                there = [one for one in workers if host_of(one) == right.address]
-                here = [one for one in workers if host_of(one) == left.address]
+                here, there = workers_of(client, 6, left, right)
                 value = client.submit(make, 4_000_000, workers=here[:1])
                 small = client.submit(make, 40_000, workers=here[:1])
                 wait([value, small])
@@ -85,6 +84,15 @@ def test_references_are_read_on_other_hosts():
             worker.kept = ref, pyray_ser.get(ref)
             return float(worker.kept[1]["array"].sum())
 
+        def free(ref):
+            pyray_ser.free(ref)
+
+        def read_freed(ref):
+            try:
+                pyray_ser.get(ref)
+            except pyray_ser.exceptions.ObjectFreedError as error:
+                return str(error)
+
         def drop(dask_worker):
             del dask_worker.kept
 
@@ -99,15 +107,13 @@ def test_references_are_read_on_other_hosts():
 
         from distributed import get_worker
 
-        # The scheduler has a host of its own, where no store is.
+        # The scheduler runs on a third host, which has no store.
         with Hosts(3) as (left, right, third):
             scheduler = start_scheduler(third)
             for host in (left, right):
                 start_workers(host, scheduler, 3, "--preload", "pyray_ser.distributed")
             with Client(scheduler, timeout=60) as client:
-                workers = addresses(client, 6)
-                there = [one for one in workers if host_of(one) == right.address]
-                here = [one for one in workers if host_of(one) == left.address]
+                here, there = workers_of(client, 6, left, right)
                 expected = float(np.arange(4_000_000.0).sum())
                 ref = client.submit(store, 4_000_000, workers=here[:1]).result()
                 assert ref.state == "foreign"
@@ -127,6 +133,8 @@ def test_references_are_read_on_other_hosts():
                 other = client.submit(store, 40_000, workers=here[:1]).result()
                 assert "await" in client.submit(read_badly, other, workers=there[:1]).result()
                 assert client.submit(read, other, workers=there[1:2]).result() == float(np.arange(40_000.0).sum())
+                client.submit(free, other, workers=here[1:2]).result()
+                assert "was freed" in client.submit(read_freed, other, workers=there[2:]).result()
     """)
 
 
@@ -154,9 +162,7 @@ def test_a_killed_receiver_of_a_reference_does_not_stop_the_others():
             for host in (left, right):
                 host.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "400mbit", "burst", "1mb", "latency", "50ms")
             with Client(scheduler, timeout=60) as client:
-                workers = addresses(client, 4)
-                there = [one for one in workers if host_of(one) == right.address]
-                here = [one for one in workers if host_of(one) == left.address]
+                here, there = workers_of(client, 4, left, right)
                 pids = client.run(os.getpid, workers=there)
                 ref = client.submit(store, 6_000_000, workers=here).result()
                 sums = [client.submit(function, ref, workers=there[i:], pure=False)
@@ -194,9 +200,7 @@ def test_copies_of_references_outlive_the_host_of_the_original():
             for host in (left, right):
                 start_workers(host, scheduler, 2, "--preload", "pyray_ser.distributed")
             with Client(scheduler, timeout=60) as client:
-                workers = addresses(client, 4)
-                there = [one for one in workers if host_of(one) == right.address]
-                here = [one for one in workers if host_of(one) == left.address]
+                here, there = workers_of(client, 4, left, right)
                 refs = client.gather([client.submit(store, n, workers=here[:1]) for n in (4_000_000, 40_000)])
                 expected = float(np.arange(4_000_000.0).sum())
                 assert client.submit(keep, refs[0], workers=there[:1]).result() == expected
@@ -217,9 +221,7 @@ def test_a_killed_receiver_does_not_stop_the_others():
             right.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "400mbit", "burst", "1mb", "latency", "50ms")
             left.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "400mbit", "burst", "1mb", "latency", "50ms")
             with Client(scheduler, timeout=60) as client:
-                workers = addresses(client, 4)
-                there = [one for one in workers if host_of(one) == right.address]
-                here = [one for one in workers if host_of(one) == left.address]
+                here, there = workers_of(client, 4, left, right)
                 pids = client.run(os.getpid, workers=there)
                 value = client.submit(make, 6_000_000, workers=here)
                 wait(value)
@@ -240,9 +242,7 @@ def test_a_host_that_is_gone_does_not_stop_the_others():
             for host in (left, right):
                 start_workers(host, scheduler, 2, "--preload", "pyray_ser.distributed")
             with Client(scheduler, timeout=60) as client:
-                workers = addresses(client, 4)
-                there = [one for one in workers if host_of(one) == right.address]
-                here = [one for one in workers if host_of(one) == left.address]
+                here, there = workers_of(client, 4, left, right)
                 value = client.submit(make, 4_000_000, workers=there, allow_other_workers=True)
                 assert client.submit(total, value, workers=here[:1]).result() == float(np.arange(4_000_000.0).sum())
                 other = client.submit(make, 4_000_000, 1, workers=there, allow_other_workers=True)
