@@ -179,13 +179,18 @@ int prs_os_reopen(int fd, bool writable)
 int prs_os_reopen_of(int32_t pid, int fd, bool writable)
 {
     char path[64];
-    if (pid == 0)
-        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    else
+    if (pid != 0) {
+        /* O_PATH opens nothing, and keeps the file that is examined: the process may reuse the number meanwhile. */
         snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, fd);
-    struct stat found;
-    if (pid != 0 && (stat(path, &found) < 0 || !S_ISREG(found.st_mode)))
-        return -EBADF;
+        int seen = prs_above_standard(open(path, O_PATH | O_CLOEXEC));
+        if (seen < 0)
+            return -errno;
+        struct stat found;
+        int rc = fstat(seen, &found) == 0 && S_ISREG(found.st_mode) ? prs_os_reopen(seen, writable) : -EBADF;
+        close(seen);
+        return rc;
+    }
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     int out = prs_above_standard(open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
     return out < 0 ? -errno : out;
 }

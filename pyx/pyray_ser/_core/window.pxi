@@ -256,6 +256,7 @@ def seal(value):
     window.check_open()
     if window.stored:
         check_whole(window, value)
+        window.check_open()  # a finalizer may have sealed it
         check_stored(window)
     elif type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
         n = prp_ndarray().template_put(value, stream, &source)
