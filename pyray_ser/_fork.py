@@ -19,7 +19,8 @@ def finish_imports() -> None:
     and the fork continues.
     """
     for name, module in list(sys.modules.items()):
-        if name.startswith("pyray_ser") and getattr(getattr(module, "__spec__", None), "_initializing", False):
+        ours = name == "pyray_ser" or name.startswith("pyray_ser.")
+        if ours and getattr(getattr(module, "__spec__", None), "_initializing", False):
             import_module(name)
 
 
