@@ -22,6 +22,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import _core, _log
+from ..exceptions import PyraySerError
 from . import imported, load
 
 if TYPE_CHECKING:
@@ -250,13 +251,21 @@ def _table(data: Any) -> bytes:
 
 
 def _take_over(table: bytes) -> list[_core.ObjectRef[Any]]:
-    """Make this process, instead of the sender, hold the objects of a message."""
+    """
+    Make this process, instead of the sender, hold the objects of a message.
+
+    A process that left the store after the message was sent, and cannot attach to it again, holds nothing. The sender
+    holds the objects until the message has left the pipe, and `load` copies their bytes from the file of the store.
+    """
     refs = []
     at = 0
     while at < len(table):
         blob = table[at + 1 : at + 1 + table[at]]
         at += 1 + table[at]
-        refs.append(_core.load_ref(blob))
+        try:
+            refs.append(_core.load_ref(blob))
+        except (MemoryError, OSError, PyraySerError) as error:
+            _log.debug("cannot hold a buffer of a message: %r", error)
     return refs
 
 
@@ -268,8 +277,7 @@ def keep(data: Any) -> None:
     try:
         refs = _take_over(table)
     except Exception as error:
-        # The bytes are not a message with references, or the store is unreachable. Loading the message raises the
-        # error.
+        # The bytes are not a message with references. Loading the message raises the error.
         _log.debug("cannot hold the buffers of a message: %r", error)
         return
     _kept.setdefault(table, []).extend(refs)

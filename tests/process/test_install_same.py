@@ -483,6 +483,45 @@ def test_workers_that_restrict_themselves(method, how, tmp_path):
     )
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_reader_that_leaves_the_store_after_a_message_was_sent(method):
+    """The reader lowers the limit of its address space between the sending and the receiving of a message."""
+    import textwrap
+
+    if not leaving_gives_address_space_back():
+        pytest.skip("a store that was left keeps its address space")
+    body = f"""
+        import resource
+        def read(receiver, ready, sent):
+            ready.set()
+            assert sent.wait(100)
+            resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+            for _ in range(3):
+                found = receiver.recv()
+                assert len(found["bytes"]) == 2_000_000
+                print(found["array"].sum(), flush=True)
+            raw = receiver.recv_bytes()
+            print(*(pickle.loads(raw)["array"].sum() for _ in range(2)), flush=True)
+        if __name__ == "__main__":
+            pyray_ser.install()
+            context = mp.get_context("{method}")
+            receiver, sender = context.Pipe(duplex=False)
+            ready, sent = context.Event(), context.Event()
+            child = context.Process(target=read, args=(receiver, ready, sent))
+            child.start()
+            receiver.close()
+            assert ready.wait(100)
+            for i in range(4):
+                sender.send({{"array": np.full(1_000_000, i + 1.0), "bytes": bytes(2_000_000)}})
+            assert pyray_ser.stats()["serial"] >= 8, "the buffers are in the messages"
+            sent.set()
+            child.join(100)
+            print(child.exitcode)
+    """
+    expected = ["1000000.0", "2000000.0", "3000000.0", "4000000.0 4000000.0", "0"]
+    assert run(HEAD + textwrap.dedent(body), timeout=PATIENCE).split("\n") == expected
+
+
 def test_install_from_sitecustomize_leaves_modules_that_are_run_by_name_alone(tmp_path):
     import subprocess
 
