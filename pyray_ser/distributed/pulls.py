@@ -172,9 +172,9 @@ class Pulls:
         self.worker.rpc.reuse(address, comm)
         return [] if store in (None, self.sharing.token) else large
 
-    async def pull(self, address: str, key: Any) -> Handle | None:
+    async def pull(self, address: str, key: Any) -> Any:
         """
-        Get a value from another host, or a handle of the value from the worker of this host that is getting the bytes.
+        Get a value from another host, or its handle from the worker of this host that is getting the bytes; open it.
 
         Parameters
         ----------
@@ -184,12 +184,12 @@ class Pulls:
 
         Returns
         -------
-        Handle or None
-            None if Dask must fetch the value.
+        object or None
+            None if Dask must fetch the value. A value that is pulled has buffers, so it is never None itself.
         """
         arriving: asyncio.Future[Handle | None] = asyncio.get_running_loop().create_future()
         self._arriving[key] = arriving
-        handle = None
+        handle = value = None
         try:
             handle, first = await self._receive(address, key, again=False)
             if first is not None:
@@ -199,13 +199,17 @@ class Pulls:
                 if handle is None:
                     self._arriving[key] = arriving
                     handle, _ = await self._receive(address, key, again=True)
+            arriving.set_result(handle)
+            if handle is not None:
+                value = await self.sharing.open(key, handle)
         except Exception as error:
             self.sharing.fault("getting a value of another host", error)
         finally:
+            # Only now, because from here on `Sharing.handle_of` finds the handle.
             self._arriving.pop(key, None)
             if not arriving.done():
-                arriving.set_result(handle)
-        return handle
+                arriving.set_result(None)
+        return value
 
     async def _ask_first(self, first: str, key: Any) -> Handle | None:
         # Wait for a limited time, because the other worker may be stopped: 10 s, and 1 s for each 10 MB.

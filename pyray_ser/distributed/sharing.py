@@ -127,7 +127,11 @@ class Sharing:
             None if the value is small, has no buffers, or does not fit into the store.
         """
         worker = self.worker
-        if key not in worker.data or private_names.store_bytes(worker, key) < self.settings.share:
+        if key not in worker.data:
+            # A value that has just arrived is opened before Dask puts it into the worker's data.
+            opened = self._handles.get(key)
+            return None if opened is None or opened[0]() is None else opened[1]
+        if private_names.store_bytes(worker, key) < self.settings.share:
             return None
         pending = self._pending.get(key)
         if pending is None:
@@ -207,12 +211,9 @@ class Sharing:
             if not hasattr(event, "data"):
                 return event
         for key in large:
-            try:
-                handle = await self.pulls.pull(worker, key)
-                if handle is not None:
-                    pulled[key] = await self._open(key, handle)
-            except Exception as error:
-                self.fault("opening a value", error)
+            value = await self.pulls.pull(worker, key)
+            if value is not None:
+                pulled[key] = value
         missing = [key for key in large if key not in pulled]
         if missing:
             last = await self._gather(worker, missing, total_nbytes, stimulus_id)
@@ -237,7 +238,8 @@ class Sharing:
             self.fault("opening a value", error)
         return await self._gather_plainly(address, arguments)
 
-    async def _open(self, key: Any, handle: Handle) -> Any:
+    async def open(self, key: Any, handle: Handle) -> Any:
+        """Return the value of a key whose handle has arrived, and record that it is in the store."""
         from distributed.utils import offload
 
         value = handle.open() if handle.is_quick else await offload(handle.open)
@@ -249,7 +251,7 @@ class Sharing:
         for key, handle in (data or {}).items():
             if isinstance(handle, Handle):
                 assert data is not None
-                data[key] = await self._open(key, handle)
+                data[key] = await self.open(key, handle)
             elif isinstance(handle, Unopened):
                 self.fault("opening a value", handle.error)
                 return False

@@ -71,6 +71,55 @@ def test_a_host_gets_a_value_once_for_all_its_workers():
     """)
 
 
+def test_a_value_is_shared_before_its_worker_has_accounted_for_it():
+    run_on_hosts("""
+        def delay(hold_back_open, dask_worker):
+            # The value is open, or arrives in the data of its worker, only after another worker has asked for it.
+            import asyncio
+
+            sharing = dask_worker.plugins["pyray_ser"].sharing
+            owner, name = (sharing, "open") if hold_back_open else (dask_worker, "gather_dep")
+            original = getattr(owner, name)
+            dask_worker.asked = asyncio.Event()
+
+            async def late(*args, **kwargs):
+                found = await original(*args, **kwargs)
+                await dask_worker.asked.wait()
+                return found
+
+            setattr(owner, name, late)
+
+        def arrives(dask_worker):
+            return pyray_ser.stats()["used"] > 32_000_000
+
+        async def go_on(dask_worker):
+            dask_worker.asked.set()
+
+        with Hosts(2) as (left, right):
+            scheduler = start_scheduler(left)
+            for host, count in ((left, 1), (right, 3)):
+                start_workers(host, scheduler, count, "--preload", "pyray_ser.distributed")
+            with Client(scheduler, timeout=60) as client:
+                here, there = workers_of(client, 4, left, right)
+                expected = float(np.arange(4_000_000.0).sum())
+                for first, other, hold_back_open in ((there[0], there[1], False), (there[1], there[2], True)):
+                    value = client.submit(make, 4_000_000, workers=here, pure=False)
+                    wait(value)
+                    client.run(delay, hold_back_open, workers=[first])
+                    before = right.received()
+                    one = client.submit(total, value, workers=[first], pure=False)
+                    until(lambda: client.run(arrives, workers=[first])[first])
+                    another = client.submit(total, value, workers=[other], pure=False)
+                    assert another.result() == expected
+                    client.run(go_on, workers=[first])
+                    assert one.result() == expected
+                    came = right.received() - before
+                    assert 32_000_000 < came < 45_000_000, came
+                    del value, one, another
+                    everything_freed(client)
+    """)
+
+
 def test_references_are_read_on_other_hosts():
     run_on_hosts("""
         def store(n):
