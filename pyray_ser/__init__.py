@@ -62,6 +62,9 @@ if TYPE_CHECKING:
         serialize,
     )
     from .pool_hooks import install, uninstall
+    from .store.by_name import NamedObject, delete, rename
+    from .store.compute_once import get_or_put, get_or_put_async
+    from .store.versions import watch
     from .tasks.progress import progress
     from .tasks.typed import TaskRef, cancel, kill, remote
 
@@ -83,18 +86,25 @@ _LAZY = dict.fromkeys(
     "pickling.serialization",
 )
 _LAZY |= {
+    "NamedObject": "store.by_name",
     "TaskRef": "tasks",
     "cancel": "tasks",
+    "delete": "store.by_name",
+    "get_or_put": "store.compute_once",
+    "get_or_put_async": "store.compute_once",
     "install": "pool_hooks",
     "kill": "tasks.actor",
     "progress": "tasks.progress",
     "remote": "tasks",
+    "rename": "store.by_name",
     "uninstall": "pool_hooks",
+    "watch": "store.versions",
 }
 # Import `_ndarray` here for PyCapsule_Import, which imports packages but not the modules inside them.
 _MODULES = ("_ndarray", "exceptions", "inspection", "tasks", "typing", "util")
 
 __all__ = [
+    "NamedObject",
     "ObjectRef",
     "PickleBuffer",
     "Pickler",
@@ -105,6 +115,7 @@ __all__ = [
     "cancel",
     "contains",
     "create",
+    "delete",
     "deserialize",
     "dump",
     "dumps",
@@ -115,6 +126,8 @@ __all__ = [
     "get",
     "get_buffer",
     "get_by_name",
+    "get_or_put",
+    "get_or_put_async",
     "init",
     "install",
     "is_initialized",
@@ -127,6 +140,7 @@ __all__ = [
     "progress",
     "put",
     "remote",
+    "rename",
     "scope",
     "seal",
     "serialize",
@@ -136,6 +150,7 @@ __all__ = [
     "uninstall",
     "util",
     "wait",
+    "watch",
 ]
 
 

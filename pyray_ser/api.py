@@ -172,7 +172,13 @@ def is_initialized() -> bool:
     return _core.default() is not None
 
 
-def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode = "r") -> Any:
+def get_by_name(
+    name: str,
+    *,
+    timeout: float | None = None,
+    newer_than: int | ObjectRef[Any] | None = None,
+    mmap_mode: MmapMode = "r",
+) -> Any:
     """
     Return the value of a named object.
 
@@ -182,6 +188,8 @@ def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode 
         The name that was given to `put`.
     timeout : float, optional
         Seconds to wait for an object of this name. By default, the call waits without limit; 0 means not to wait.
+    newer_than : int or ObjectRef, optional
+        Wait for a version above this one, or for an object other than this one. `names` and `watch` tell versions.
     mmap_mode : {"r", "c"}
         As for `get`.
 
@@ -204,7 +212,8 @@ def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode 
     {'lr': 0.1}
     """
     end = time.monotonic() + (timeout or 0)
-    ref = _core.wait_name(_current(), name, timeout)
+    above, other = (newer_than or 0, None) if not isinstance(newer_than, ObjectRef) else (0, newer_than)
+    ref = _core.wait_name(_current(), name, timeout, above, other)[0]
     while True:
         try:
             return get(ref, mmap_mode=mmap_mode)
@@ -216,27 +225,38 @@ def get_by_name(name: str, *, timeout: float | None = None, mmap_mode: MmapMode 
             if not isinstance(error, ObjectFreedError):
                 raise
             rest = timeout and max(end - time.monotonic(), 1e-9)
-            ref = _core.wait_name(_current(), name, rest)
+            ref = _core.wait_name(_current(), name, rest, above, other)[0]
 
 
-def names() -> dict[str, ObjectRef[Any]]:
+def names(prefix: str = "", *, details: bool = False) -> dict[str, Any]:
     """
     Return the named objects of the store.
 
+    Parameters
+    ----------
+    prefix : str
+        Return only names that start with this text.
+    details : bool
+        Whether to return a `NamedObject` for each name instead of a reference.
+
     Returns
     -------
-    dict of str to ObjectRef
-        Maps each name to a reference, in no particular order. ``free(names()[name])`` deletes a named object.
+    dict of str to ObjectRef or NamedObject
+        In no particular order. A `NamedObject` is a tuple of ``ref``, ``version``, ``time`` at which the name was bound,
+        in seconds since the epoch, and ``ephemeral``. ``free(names()[name])`` frees a named object in all processes;
+        `delete` only takes its name away.
 
     Examples
     --------
     >>> pyray_ser.names()
     {'settings': ObjectRef(...)}
+    >>> pyray_ser.names(details=True)["settings"].version
+    1
     """
-    store = _current()
-    found = ((name, _core.find_name(store, name)) for name, _ in _core.names_of(store))
-    # Omit objects that were freed between the two calls.
-    return {name: ref for name, ref in found if ref is not None}
+    from .store.by_name import described
+
+    found = described(prefix)
+    return dict(found) if details else {name: entry.ref for name, entry in found.items()}
 
 
 def contains(ref: ObjectRef[Any] | TaskRef[Any]) -> bool:

@@ -432,13 +432,17 @@ class NameExistsError(PyraySerError, FileExistsError):
     ----------
     name : str or None
         The requested name.
+    owner : str or None
+        When the other object got the name, and which process made it.
     """
 
     name: str | None = None
+    owner: str | None = None
 
     def _compose(self) -> str:
         what = "the name" if self.name is None else f"the name {self.name!r}"
-        return f"{what} is taken; free() its object first or choose another"
+        since = f" ({self.owner})" if self.owner else ""
+        return f"{what} is taken{since}; use put(..., replace=True), delete() the name, or choose another"
 
 
 class SerializationError(PyraySerError, TypeError):

@@ -273,6 +273,18 @@ static int32_t creator_pid(prs_store *s, uint32_t client, uint64_t serial, struc
     return serial >= known->first_serial ? known->pid : 0; /* this client, not an earlier one in its slot */
 }
 
+int32_t prs_creator(prs_store *s, const prs_oid *id)
+{
+    struct maker known = {.client = PRS_NIL};
+    if (prs_state(s, id) != PRS_OK)
+        return 0;
+    uint64_t word = prs_load_acquire(&prs_slot_at(s, id->slot)->word);
+    /* unreached: race: the object was freed after the check */
+    if (prs_word_generation(word) != id->generation)
+        return 0;
+    return creator_pid(s, prs_word_client(word), id->serial, &known);
+}
+
 int prs_list(prs_store *s, uint32_t *cursor, prs_record *out, int cap)
 {
     int n = 0;

@@ -396,6 +396,7 @@ void prs_links_rebuild(prs_store *s)
     uint32_t slots = prs_slots_published(s), links = prs_links_published(s);
     uint32_t epoch = prs_load_seqcst(&s->super->recount);
     prs_store_seqcst(&s->super->recount, epoch | 1); /* from here on every object counts as held */
+    prs_names_settle(s);
     for (uint32_t i = 0; i < slots; i++) {
         prs_store_seqcst(&prs_slot_at(s, i)->links, 0);
         prs_store_relaxed(&prs_slot_at(s, i)->edges, PRS_NIL);

@@ -11,6 +11,7 @@
  *   0            superblock            page-aligned parts, see prs_super
  *   clients_off  prs_client[max_clients]
  *   names_off    prs_name[PRS_NAMES_MAX]
+ *   buckets_off  uint32_t[PRS_NAMES_MAX]: 1 + index of the first name of each bucket
  *   slots_off    prs_slot[max_slots]   stride slot_stride, published in chunks
  *   extents_off  prs_extent[2 * max_slots + 8]
  *   links_off    prs_link[max_links]
@@ -32,7 +33,7 @@ _Static_assert(sizeof(void *) == 8,
                "a store needs a 64-bit machine: it maps all of a capacity, and words of 64 bits are atomic");
 
 #define PRS_MAGIC 0x5245535941525950ull /* "PYRAYSER" */
-#define PRS_LAYOUT_VERSION 1u
+#define PRS_LAYOUT_VERSION 2u
 #define PRS_UNIT 64u /* granularity and alignment of extents              */
 #define PRS_CLIENTS_DEFAULT 512u
 #define PRS_CLIENTS_MAX 4096u /* the first slot is the sticky holder's, the last the janitor's */
@@ -205,21 +206,26 @@ _Static_assert(sizeof(prs_link) == 48, "a link is 48 bytes");
 
 /* ---- names ------------------------------------------------------------------------------------------ */
 
-#define PRS_NAMES_MAX 4096u
+#define PRS_NAMES_MAX 65536u   /* a power of two */
+#define PRS_NAME_BUCKETS 1024u /* the initial number of buckets, one page; a power of two */
 #define PRS_NAME_ROOM 216u
 
 /* Written under the store lock.  Invariant: serial != 0 => link is PRS_NIL, or links[link] is a NAME link with owner ==
- * this entry, as long as the object lives; text[len] == 0. */
+ * this entry, as long as the object lives; text[len] == 0; the entry is in the chain of its bucket, hash modulo the
+ * number of buckets.  Unless the lock is held, replaces == 0. */
 typedef struct prs_name {
     uint64_t serial; /* serial of the object, 0 when unused: written last                  */
     uint32_t slot, generation;
     uint32_t link, len;
     uint32_t hash;
-    uint32_t unused[3];
+    uint32_t replaces; /* 1 + index of the entry that this one replaces; a rebuild clears that entry */
+    uint64_t version;  /* larger than those of all names that were bound earlier                     */
+    uint32_t next;     /* 1 + index of the next entry of the bucket, 0 at the end                    */
+    uint32_t unused;
     char text[PRS_NAME_ROOM];
 } prs_name;
 
-_Static_assert(sizeof(prs_name) == 256, "a name is four cache lines");
+_Static_assert(sizeof(prs_name) == 264, "a name is 264 bytes");
 
 /* ---- clients ------------------------------------------------------------------------------------ */
 
@@ -272,6 +278,9 @@ typedef struct prs_arena {
     uint32_t clock;  /* extent at which the search for spill victims resumes      */
     uint32_t dirty;  /* 1 during a rebuild; if it is 1, the next thief starts over            */
     uint64_t link_serial;
+    uint64_t name_version; /* version of the name that was bound last */
+    uint32_t name_buckets; /* number of buckets in use, a power of two; 0 before the first name */
+    uint32_t name_hand;    /* the entry at which the search for one to use again resumes        */
     uint64_t fl_bitmap;
     uint32_t sl_bitmap[PRS_FL_COUNT];
     uint32_t bins[PRS_FL_COUNT][PRS_SL_COUNT];
@@ -286,7 +295,7 @@ typedef struct prs_super {
     uint64_t layout_hash; /* hash of sizes and offsets, to detect differences that the version misses   */
     uint64_t store_id;    /* a random number, never 0 */
     uint64_t file_size, capacity;
-    uint64_t clients_off, names_off, slots_off, extents_off, links_off, backed_off, data_off;
+    uint64_t clients_off, names_off, buckets_off, slots_off, extents_off, links_off, backed_off, data_off;
     uint32_t max_clients, holder_words, max_slots, slot_stride, max_extents, max_links;
     uint64_t born_ns;      /* CLOCK_MONOTONIC ns, for ages                                */
     uint64_t warm_reserve; /* freed bytes that stay backed                                */

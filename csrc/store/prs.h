@@ -253,16 +253,32 @@ int prs_flights_end(prs_store *store, int32_t pid, int64_t min_age, prs_error *e
 
 #define PRS_NAME_MAX 215 /* in bytes of UTF-8 */
 
-/* Bind a name to a sealed object, which is then kept until it is freed or the store ends.  Return
- * PRS_E_EXISTS if a living object has the name.  The caller must hold a ref. */
-int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_error *error);
-/* Do the same if `keep` is true. If `keep` is false, the name does not keep the object alive, and ends with the
- * object's last holder. */
-int prs_name_bind_as(prs_store *store, const char *name, size_t len, const prs_oid *id, bool keep, prs_error *error);
-/* Find the object of a name and take a reference as prs_ref does. Return PRS_E_NOTFOUND if no object has the name. */
-int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id);
-/* Get the next name from *cursor on, NUL-terminated, and its object; return 1, or 0 at the end. */
-int prs_name_next(prs_store *store, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_oid *id);
+typedef struct prs_name_info {
+    uint64_t version; /* larger than those of all names that were bound earlier in this store */
+    uint32_t age;     /* seconds since the name was bound or, for an ephemeral name, since its object was made */
+    bool keeps;       /* false for an ephemeral name */
+} prs_name_info;
+
+enum {
+    PRS_NAME_EPHEMERAL = 1, /* the name does not keep the object, and ends with the object's last holder */
+    PRS_NAME_REPLACE = 2    /* the name may denote another object, from which it is taken in one step    */
+};
+
+/* Bind a name to a sealed object, which is then kept until it is freed, its name is taken away, or the store ends.
+ * Return PRS_E_EXISTS if a living object has the name, unless `flags` has PRS_NAME_REPLACE.  The caller must hold a
+ * ref. */
+int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, uint32_t flags, prs_error *error);
+/* Unbind a name, but, if `id` is not NULL, only from that object.  The object lives on as long as others hold it.
+ * Return PRS_E_NOTFOUND if the name is not bound like that. */
+int prs_name_unbind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_error *error);
+/* Give an object a new name in place of the old one, in one step.  Return PRS_E_NOTFOUND if no object has the old name,
+ * and PRS_E_EXISTS if an object has the new one. */
+int prs_name_move(prs_store *store, const char *name, size_t len, const char *to, size_t to_len, prs_error *error);
+/* Find the object of a name and take a reference as prs_ref does. Return PRS_E_NOTFOUND if no object has the name.
+ * `info` may be NULL. */
+int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id, prs_name_info *info);
+/* Get the next name from *cursor on, NUL-terminated, and its object; return 1, or 0 at the end.  `info` may be NULL. */
+int prs_name_next(prs_store *store, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_oid *id, prs_name_info *info);
 
 /* ---- spill files in the caller's format ------------------------------------------------------- */
 
@@ -386,6 +402,9 @@ enum {
     PRS_STATE_SPILLING = 5
 };
 
+/* Return the pid of the client that created a sealed object; 0 if the object is gone, or that client has left or is
+ * dead. */
+int32_t prs_creator(prs_store *store, const prs_oid *id);
 /* List objects from slot *cursor on: fill at most `cap` records, and advance *cursor. */
 int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap);
 

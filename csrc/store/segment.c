@@ -66,7 +66,8 @@ static void lay_out(prs_super *p)
     p->max_extents = 2 * p->max_slots + 8;
     p->clients_off = prs_round_up(sizeof(prs_super), PRS_PAGE);
     p->names_off = prs_round_up(p->clients_off + (uint64_t)p->max_clients * sizeof(prs_client), PRS_PAGE);
-    p->slots_off = prs_round_up(p->names_off + (uint64_t)PRS_NAMES_MAX * sizeof(prs_name), PRS_PAGE);
+    p->buckets_off = prs_round_up(p->names_off + (uint64_t)PRS_NAMES_MAX * sizeof(prs_name), PRS_PAGE);
+    p->slots_off = prs_round_up(p->buckets_off + (uint64_t)PRS_NAMES_MAX * sizeof(uint32_t), PRS_PAGE);
     p->extents_off = prs_round_up(p->slots_off + (uint64_t)p->max_slots * p->slot_stride, PRS_PAGE);
     p->links_off = prs_round_up(p->extents_off + (uint64_t)p->max_extents * sizeof(prs_extent), PRS_PAGE);
     p->backed_off = prs_round_up(p->links_off + (uint64_t)p->max_links * sizeof(prs_link), PRS_PAGE);
@@ -92,8 +93,9 @@ static int validate(prs_super *p, uint64_t file_size, prs_error *error)
     /* unreached: damage 3 */
     if (again.holder_words != p->holder_words || again.slot_stride != p->slot_stride ||
         again.max_extents != p->max_extents || again.clients_off != p->clients_off || again.names_off != p->names_off ||
-        again.slots_off != p->slots_off || again.extents_off != p->extents_off || again.links_off != p->links_off ||
-        again.backed_off != p->backed_off || again.data_off != p->data_off || again.file_size != p->file_size)
+        again.buckets_off != p->buckets_off || again.slots_off != p->slots_off || again.extents_off != p->extents_off ||
+        again.links_off != p->links_off || again.backed_off != p->backed_off || again.data_off != p->data_off ||
+        again.file_size != p->file_size)
         return prs_fail(error, PRS_E_CORRUPT, 0, "the superblock of the store contradicts itself");
     if (p->file_size != file_size)
         return prs_fail(error, PRS_E_CORRUPT, 0, "the store should have %llu bytes and has %llu",
@@ -189,6 +191,7 @@ static int map_all(prs_store *s, const prs_super *p, prs_error *error)
     uint8_t *base = (uint8_t *)s->super;
     s->clients = (prs_client *)(base + p->clients_off);
     s->names = (prs_name *)(base + p->names_off);
+    s->name_buckets = (uint32_t *)(base + p->buckets_off);
     s->slots = base + p->slots_off;
     s->extents = (prs_extent *)(base + p->extents_off);
     s->links = (prs_link *)(base + p->links_off);

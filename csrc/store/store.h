@@ -102,6 +102,7 @@ struct prs_store {
     size_t control_len;
     prs_client *clients;
     prs_name *names;
+    uint32_t *name_buckets;
     uint8_t *slots;
     prs_extent *extents;
     prs_link *links;
@@ -370,6 +371,7 @@ uint32_t prs_link_end(prs_store *s, uint32_t link);
 /* ---- name.c: under the store lock ------------------------------------------------------------------------------- */
 
 bool prs_name_has(const prs_store *s, uint32_t entry, uint32_t link);
+void prs_names_settle(prs_store *s);
 void prs_names_rebuild(prs_store *s);
 int prs_names_check(prs_store *s, prs_error *error);
 

@@ -72,7 +72,7 @@ def check_name(store: _core.Store, name: str) -> None:
     ------
     NameNotFoundError
     """
-    given = sorted(known for known, _ in _core.names_of(store))
+    given = sorted(entry[0] for entry in _core.names_of(store))
     there = f"the store has {', '.join(map(repr, given[:5]))}{' and more' if len(given) > 5 else ''}" if given else (
         "the store has no named objects"
     )  # fmt: skip

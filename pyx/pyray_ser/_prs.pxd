@@ -161,10 +161,21 @@ cdef extern from "store/prs.h" nogil:
     enum:
         PRS_NAME_MAX
 
-    int prs_name_bind_as(prs_store *store, const char *name, size_t len, const prs_oid *id, bint keep,
-                         prs_error *error) noexcept
-    int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id) noexcept
-    int prs_name_next(prs_store *store, uint32_t *cursor, char *text, prs_oid *id) noexcept
+        PRS_NAME_EPHEMERAL
+        PRS_NAME_REPLACE
+
+    ctypedef struct prs_name_info:
+        uint64_t version
+        uint32_t age
+        bint keeps
+
+    int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, uint32_t flags,
+                      prs_error *error) noexcept
+    int prs_name_unbind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_error *error) noexcept
+    int prs_name_move(prs_store *store, const char *name, size_t len, const char *to, size_t to_len,
+                      prs_error *error) noexcept
+    int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id, prs_name_info *info) noexcept
+    int prs_name_next(prs_store *store, uint32_t *cursor, char *text, prs_oid *id, prs_name_info *info) noexcept
 
     enum:
         PRS_SPILL_RAW
@@ -258,6 +269,7 @@ cdef extern from "store/prs.h" nogil:
         PRS_STATE_FREEING
         PRS_STATE_SPILLING
 
+    int32_t prs_creator(prs_store *store, const prs_oid *id) noexcept
     int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap) noexcept
     int prs_reap_dead(prs_store *store, int64_t min_age) noexcept
     uint64_t prs_trim(prs_store *store, uint64_t keep) noexcept

@@ -56,7 +56,7 @@ static void set_up(struct scene *c, int crowd)
     prs_unref(c->s, &hole); /* leaves free extents on both sides of the used ones */
     (void)last;
     CHECK_EQ(prs_token_take(c->s, &c->inner, PRS_TOKEN_ONCE, &token), PRS_OK);
-    CHECK_EQ(prs_name_bind(c->s, "name", 4, &c->outer, &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(c->s, "name", 4, &c->outer, 0, &e), PRS_OK);
     CHECK_EQ(prs_token_take(c->s, &c->inner, PRS_TOKEN_ONCE, &ended), PRS_OK);
     prs_token_drop(c->s, &c->inner, &ended); /* leaves a free record */
     prs_magazines_flush(c->s);

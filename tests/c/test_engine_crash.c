@@ -184,9 +184,19 @@ static void names(struct scene *c)
     for (int i = 0; i < 20; i++) {
         prs_oid id = put(c->s, 100, 1);
         prs_error e;
-        CHECK_EQ(prs_name_bind(c->s, "answer", 6, &id, &e), PRS_OK);
+        CHECK_EQ(prs_name_bind(c->s, "answer", 6, &id, 0, &e), PRS_OK);
         prs_unref(c->s, &id);
         CHECK_EQ(prs_free(c->s, &id, &e), PRS_OK);
+    }
+    for (int i = 0; i < 20; i++) {
+        prs_oid id = put(c->s, 100, 1);
+        prs_error e;
+        CHECK_EQ(prs_name_bind(c->s, "newest", 6, &id, PRS_NAME_REPLACE, &e), PRS_OK);
+        prs_unref(c->s, &id);
+        if (i % 5 == 4) {
+            CHECK_EQ(prs_name_move(c->s, "newest", 6, "moved", 5, &e), PRS_OK);
+            CHECK_EQ(prs_name_unbind(c->s, "moved", 5, NULL, &e), PRS_OK);
+        }
     }
 }
 
@@ -430,7 +440,7 @@ static const struct {
     {"link_filled link_counted edge_chained bury_uncounted bury_freed", edges, false},
     {"link_claimed link_dropped", tokens, false},
     {"flight_ended", flights, false},
-    {"name_linked name_written name_cleared", names, false},
+    {"name_linked name_written name_cleared name_replaced", names, false},
     {"window_mapped window_revoked", windows, false},
     {"take_back_taken", full, false},
     {"lock_stolen rebuild_begun rebuild_extents rebuild_counting rebuild_links rebuild_done", rebuild, false},

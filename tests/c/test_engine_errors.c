@@ -218,7 +218,7 @@ static void links(struct scene *c)
     prs_error e = {0};
     (void)prs_token_take(c->s, &id, PRS_TOKEN_ONCE, &token);
     prs_token_drop(c->s, &id, &token);
-    int rc = prs_name_bind(c->s, "n", 1, &id, &e);
+    int rc = prs_name_bind(c->s, "n", 1, &id, 0, &e);
     if (rc < 0)
         told(rc, &e);
     (void)prs_free(c->s, &id, &e);

@@ -137,7 +137,7 @@ static prs_store *make_image(void)
     }
     prs_token token;
     CHECK_EQ(prs_token_take(s, &kept[3], PRS_TOKEN_ONCE, &token), PRS_OK);
-    CHECK_EQ(prs_name_bind(s, "four", 4, &kept[4], &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "four", 4, &kept[4], 0, &e), PRS_OK);
     for (int i = 0; i < 40; i++) { /* leave holes between the objects */
         prs_oid id = put(s, (uint64_t)i * 3000, 1);
         if (i % 3)
@@ -192,10 +192,10 @@ static void exercise(prs_store *s)
     prs_get_stats(s, &stats);
     cursor = 0;
     prs_oid found;
-    while (prs_name_next(s, &cursor, name, &found) > 0)
+    while (prs_name_next(s, &cursor, name, &found, NULL) > 0)
         ;
-    (void)prs_name_find(s, "four", 4, &found);
-    (void)prs_name_bind(s, "five", 4, &kept[5], &e);
+    (void)prs_name_find(s, "four", 4, &found, NULL);
+    (void)prs_name_bind(s, "five", 4, &kept[5], 0, &e);
     (void)prs_wait(s, &kept[0], 0);
     int32_t pids[8];
     (void)prs_client_pids(s, pids, 8);

@@ -262,7 +262,7 @@ TEST(a_rebuild_keeps_tokens_names_and_edges)
     prs_oid outer = naming(s, inner, 2, 4), top = naming(s, &outer, 1, 5);
     CHECK_EQ(prs_token_take(s, &inner[0], PRS_TOKEN_ONCE, &once), PRS_OK);
     CHECK_EQ(prs_token_take(s, &inner[0], PRS_TOKEN_STICKY, &sticky), PRS_OK);
-    CHECK_EQ(prs_name_bind(s, "kept", 4, &named, &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "kept", 4, &named, 0, &e), PRS_OK);
     prs_unref(s, &named);
     prs_unref(s, &outer);
     prs_unref(s, &inner[0]);
@@ -274,7 +274,7 @@ TEST(a_rebuild_keeps_tokens_names_and_edges)
         CHECK_EQ(stats_of(s).in_flight, 2);
         CHECK_EQ(stats_of(s).edges, 3);
         CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, inner[0].slot)->links), 3);
-        CHECK_EQ(prs_name_find(s, "kept", 4, &found), PRS_OK);
+        CHECK_EQ(prs_name_find(s, "kept", 4, &found, NULL), PRS_OK);
         prs_unref(s, &found);
     }
     drop(s, &top);
@@ -404,8 +404,8 @@ TEST(a_name_without_a_link_and_a_link_without_a_name_end_with_a_rebuild)
     prs_store *s = store_of(16 * MIB);
     prs_error e;
     prs_oid a = put(s, 100, 1), b = put(s, 100, 2), found;
-    CHECK_EQ(prs_name_bind(s, "a", 1, &a, &e), PRS_OK);
-    CHECK_EQ(prs_name_bind(s, "b", 1, &b, &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "a", 1, &a, 0, &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "b", 1, &b, 0, &e), PRS_OK);
     CHECK_EQ(prs_free(s, &a, &e), PRS_OK);
     prs_unref(s, &a);
     s->names[1].serial = 0; /* simulates a death between clearing the name and ending the link */
@@ -413,7 +413,7 @@ TEST(a_name_without_a_link_and_a_link_without_a_name_end_with_a_rebuild)
     steal(s);
     CHECK_EQ(s->names[0].serial, 0);
     CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, b.slot)->links), 0);
-    CHECK_EQ(prs_name_find(s, "b", 1, &found), PRS_E_NOTFOUND);
+    CHECK_EQ(prs_name_find(s, "b", 1, &found, NULL), PRS_E_NOTFOUND);
     prs_reap_dead(s, 0);
     prs_unref(s, &b);
     CHECK(prs_state(s, &b) < 0);
@@ -429,10 +429,10 @@ TEST(a_name_gives_its_object_up_when_it_is_bound_anew)
     prs_error e;
     prs_view v;
     prs_oid old = put(s, 100, 1), young = put(s, 100, 2);
-    CHECK_EQ(prs_name_bind(s, "n", 1, &old, &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "n", 1, &old, 0, &e), PRS_OK);
     CHECK_EQ(prs_pin(s, &old, &v), PRS_OK);
     CHECK_EQ(prs_free(s, &old, &e), PRS_OK);
-    CHECK_EQ(prs_name_bind(s, "n", 1, &young, &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "n", 1, &young, 0, &e), PRS_OK);
     CHECK_EQ(prs_load_relaxed(&prs_slot_at(s, old.slot)->links), 0);
     CHECK_EQ(prs_check(s, &e), PRS_OK);
     int links = 0;

@@ -33,8 +33,8 @@ static void refuses_all(prs_store *s, const prs_oid *held, const prs_oid *other)
     prs_token_drop(s, other, &some);
     CHECK_EQ(prs_flights(s, &cursor, flight, 4, &e), PRS_E_CLOSED);
     CHECK_EQ(prs_flights_end(s, 0, 0, &e), PRS_E_CLOSED);
-    CHECK_EQ(prs_name_find(s, "name", 4, &id), PRS_E_CLOSED);
-    CHECK_EQ(prs_name_next(s, &cursor, text, &id), 0);
+    CHECK_EQ(prs_name_find(s, "name", 4, &id, NULL), PRS_E_CLOSED);
+    CHECK_EQ(prs_name_next(s, &cursor, text, &id, NULL), 0);
     CHECK_EQ(prs_check(s, &e), PRS_E_CLOSED);
     CHECK_EQ(prs_trim(s, 0), 0);
     CHECK_EQ(prs_reap_dead(s, 0), PRS_OK);
@@ -49,7 +49,7 @@ TEST(a_closed_handle_with_views_serves_nothing_else)
     prs_view v;
     prs_stats stats;
     prs_error e = {0};
-    CHECK_EQ(prs_name_bind(s, "name", 4, &id, &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "name", 4, &id, 0, &e), PRS_OK);
     CHECK_EQ(prs_token_take(s, &id, PRS_TOKEN_ONCE, &token), PRS_OK);
     CHECK_EQ(prs_pin(t, &id, &v), PRS_OK);
     CHECK_EQ(prs_alloc(t, MIB, 0, &large, &e), PRS_OK);
@@ -57,7 +57,7 @@ TEST(a_closed_handle_with_views_serves_nothing_else)
     prs_close(t);
     refuses_all(t, &id, &other);
     CHECK_EQ(prs_get_stats(t, &stats), PRS_E_CLOSED);
-    CHECK_EQ(prs_name_bind(t, "new", 3, &id, &e), PRS_E_CLOSED);
+    CHECK_EQ(prs_name_bind(t, "new", 3, &id, 0, &e), PRS_E_CLOSED);
     CHECK_EQ(prs_write(t, &large, 0, &id, sizeof id, &e), PRS_E_CLOSED);
     prs_token_drop(t, &id, &token); /* no effect, because this handle no longer holds the object */
     CHECK_EQ(stats_of(s).in_flight, 1);
@@ -88,7 +88,7 @@ TEST(an_orphan_only_lets_go)
     prs_error e = {0};
     prs_draft mine, window;
     prs_token token;
-    CHECK_EQ(prs_name_bind(s, "name", 4, &id, &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "name", 4, &id, 0, &e), PRS_OK);
     CHECK_EQ(prs_token_take(s, &id, PRS_TOKEN_ONCE, &token), PRS_OK);
     CHECK_EQ(prs_pin(s, &id, &v), PRS_OK);
     CHECK_EQ(prs_alloc(s, 200, 0, &mine, &e), PRS_OK);
@@ -179,11 +179,11 @@ TEST(what_makes_no_sense_is_refused)
     prs_token token;
     char name[PRS_NAME_MAX + 1];
     memset(name, 'n', sizeof name);
-    CHECK_EQ(prs_name_bind(s, name, 0, &id, &e), PRS_E_INVAL);
-    CHECK_EQ(prs_name_bind(s, name, sizeof name, &id, &e), PRS_E_INVAL);
-    CHECK_EQ(prs_name_bind(s, name, PRS_NAME_MAX, &id, &e), PRS_OK);
-    CHECK_EQ(prs_name_bind(s, name, 5, &beyond, &e), PRS_E_LOST);
-    CHECK_EQ(prs_name_bind(s, name, 5, &foreign, &e), PRS_E_FOREIGN);
+    CHECK_EQ(prs_name_bind(s, name, 0, &id, 0, &e), PRS_E_INVAL);
+    CHECK_EQ(prs_name_bind(s, name, sizeof name, &id, 0, &e), PRS_E_INVAL);
+    CHECK_EQ(prs_name_bind(s, name, PRS_NAME_MAX, &id, 0, &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, name, 5, &beyond, 0, &e), PRS_E_LOST);
+    CHECK_EQ(prs_name_bind(s, name, 5, &foreign, 0, &e), PRS_E_FOREIGN);
 
     CHECK_EQ(prs_token_take(s, &beyond, PRS_TOKEN_ONCE, &token), PRS_E_LOST);
     CHECK_EQ(prs_token_take(s, &foreign, PRS_TOKEN_ONCE, &token), PRS_E_LOST);
@@ -428,7 +428,7 @@ TEST(without_memory_every_put_is_an_error)
     prs_token token; /* the table of links cannot be backed, so the sticky holder holds `kept` */
     CHECK_EQ(prs_token_take(s, &kept, PRS_TOKEN_ONCE, &token), PRS_OK);
     CHECK(token.index == 0 && prs_load_seqcst(&prs_slot_at(s, kept.slot)->holders[0]) & 1);
-    CHECK_EQ(prs_name_bind(s, "n", 1, &kept, &e), PRS_E_BACKING);
+    CHECK_EQ(prs_name_bind(s, "n", 1, &kept, 0, &e), PRS_E_BACKING);
     CHECK_EQ(prs_alloc(s, 10, PRS_ALLOC_ORDERED, &d, &e), PRS_OK);
     CHECK_EQ(prs_add_edge(s, &d, &kept, &e), PRS_E_BACKING);
     prs_abort(s, &d, false);
@@ -502,9 +502,9 @@ static bool ask(struct asked *a, int which, int *rc, bool *silent)
     case 4:
         return *rc = prs_add_edge(s, &a->outer, &a->inner, &e), true;
     case 5:
-        return *rc = prs_name_bind(s, "new", 3, &a->id, &e), true;
+        return *rc = prs_name_bind(s, "new", 3, &a->id, 0, &e), true;
     case 6:
-        return *rc = prs_name_find(s, "name", 4, &id), true;
+        return *rc = prs_name_find(s, "name", 4, &id, NULL), true;
     case 7:
         return *rc = prs_flights(s, &cursor, flight, 2, &e), true;
     case 8:
@@ -521,7 +521,7 @@ static bool ask(struct asked *a, int which, int *rc, bool *silent)
         return true;
     case 12:
         *silent = true;
-        return *rc = prs_name_next(s, &cursor, text, &id), true;
+        return *rc = prs_name_next(s, &cursor, text, &id, NULL), true;
     case 13:
         *silent = true;
         prs_token_drop(s, &a->id, &a->token);
@@ -557,7 +557,7 @@ TEST(without_the_lock_or_the_tables_nothing_changes)
         a.inner = put(s, 70000, 1);
         a.id = put(s, 70000, 2);
         prs_oid warm = put(s, 2 * MIB, 3);
-        CHECK_EQ(prs_name_bind(s, "name", 4, &a.id, &e), PRS_OK);
+        CHECK_EQ(prs_name_bind(s, "name", 4, &a.id, 0, &e), PRS_OK);
         CHECK_EQ(prs_token_take(s, &a.id, PRS_TOKEN_ONCE, &a.token), PRS_OK);
         CHECK_EQ(prs_alloc(s, 100, PRS_ALLOC_ORDERED, &a.outer, &e), PRS_OK);
         prs_unref(s, &warm);

@@ -37,7 +37,7 @@ static void crash(void)
         for (int i = 0; i < OBJECTS; i++)
             id = put(s, 100000 + (size_t)i);
         CHECK_EQ(prs_pin(s, &id, &view), PRS_OK);
-        CHECK_EQ(prs_name_bind(s, "kept", 4, &id, &error), PRS_OK);
+        CHECK_EQ(prs_name_bind(s, "kept", 4, &id, 0, &error), PRS_OK);
         raise(SIGKILL);
     }
     int status;
@@ -84,7 +84,7 @@ TEST(what_the_dead_held_is_shown_and_stays)
     char text[PRS_NAME_MAX + 1];
     prs_oid id;
     cursor = 0;
-    CHECK_EQ(prs_name_next(s, &cursor, text, &id), 1);
+    CHECK_EQ(prs_name_next(s, &cursor, text, &id, NULL), 1);
     CHECK(strcmp(text, "kept") == 0);
     CHECK_EQ(prs_check(s, &error), PRS_OK);
     prs_dispose(s);

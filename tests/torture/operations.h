@@ -217,24 +217,69 @@ static void drop_chain(struct stage *c)
 
 static void bind(struct stage *c)
 {
-    (void)prs_name_bind(c->s, "name", 4, &c->id, &ignored);
+    (void)prs_name_bind(c->s, "name", 4, &c->id, 0, &ignored);
 }
 
 static void find(struct stage *c)
 {
-    (void)prs_name_find(c->s, "name", 4, &c->inner);
+    (void)prs_name_find(c->s, "name", 4, &c->inner, NULL);
 }
 
 static void make_named(struct stage *c)
 {
     make_small(c);
-    CHECK_EQ(prs_name_bind(c->s, "name", 4, &c->id, &ignored), PRS_OK);
+    CHECK_EQ(prs_name_bind(c->s, "name", 4, &c->id, 0, &ignored), PRS_OK);
 }
 
 static void drop_named(struct stage *c)
 {
     CHECK_EQ(prs_free(c->s, &c->id, &ignored), PRS_OK);
     prs_unref(c->s, &c->id);
+}
+
+static void own_other(struct stage *c)
+{
+    c->inner = put(c->s, 300, 6);
+}
+
+static void replace(struct stage *c)
+{
+    (void)prs_name_bind(c->s, "name", 4, &c->inner, PRS_NAME_REPLACE, &ignored);
+}
+
+static void move_name(struct stage *c)
+{
+    (void)prs_name_move(c->s, "name", 4, "moved", 5, &ignored);
+}
+
+static void unbind(struct stage *c)
+{
+    (void)prs_name_unbind(c->s, "name", 4, NULL, &ignored);
+}
+
+/* The name denotes the old or the new object. */
+static void drop_replaced(struct stage *c)
+{
+    prs_oid found;
+    CHECK_EQ(prs_name_find(c->s, "name", 4, &found, NULL), PRS_OK);
+    prs_unref(c->s, &found);
+    CHECK_EQ(prs_name_unbind(c->s, "name", 4, NULL, &ignored), PRS_OK);
+    drop_id(c);
+}
+
+/* The object has the old or the new name. */
+static void drop_moved(struct stage *c)
+{
+    int names = prs_name_unbind(c->s, "name", 4, &c->id, &ignored) == PRS_OK;
+    names += prs_name_unbind(c->s, "moved", 5, &c->id, &ignored) == PRS_OK;
+    CHECK_EQ(names, 1);
+    drop_id(c);
+}
+
+static void drop_unbound(struct stage *c)
+{
+    unbind(c);
+    drop_id(c);
 }
 
 /* ---- a full store ------------------------------------------------------------------------------------------------ */
@@ -369,6 +414,9 @@ static const operation operations[] = {
     {"bind a name", false, false, make_small, nothing, bind, drop_named},
     {"find a name", false, false, make_named, nothing, find, drop_named},
     {"free what is named", false, false, make_named, nothing, end_for_all, drop_named},
+    {"replace what is named", false, false, make_named, own_other, replace, drop_replaced},
+    {"move a name", false, false, make_named, nothing, move_name, drop_moved},
+    {"unbind a name", false, false, make_named, nothing, unbind, drop_unbound},
     {"steal", false, true, leave_thiefs_prey, nothing, alloc_large, drop_id},
     {"reap", false, false, leave_corpse, nothing, look, drop_id},
     {"spill", true, false, fill, nothing, overflow, empty},

@@ -260,9 +260,9 @@ static void use(prs_store *s, uint64_t *rng)
                 prs_unref(s, &record[i].id);
         }
     cursor = 0;
-    for (int rounds = 0; prs_name_next(s, &cursor, text, &id) > 0 && rounds < 10000; rounds++)
+    for (int rounds = 0; prs_name_next(s, &cursor, text, &id, NULL) > 0 && rounds < 10000; rounds++)
         (void)prs_state(s, &id);
-    (void)prs_name_find(s, "weights", 7, &id);
+    (void)prs_name_find(s, "weights", 7, &id, NULL);
     cursor = 0;
     for (int rounds = 0; prs_flights(s, &cursor, flight, 16, &e) > 0 && rounds < 1000; rounds++)
         ;
@@ -281,7 +281,7 @@ static void build(const char *path, uint64_t *data_off)
     CHECK_EQ(prs_alloc(s, 64, PRS_ALLOC_ORDERED, &d, &e), PRS_OK);
     CHECK_EQ(prs_add_edge(s, &d, &a, &e), PRS_OK);
     CHECK_EQ(prs_seal(s, &d, &e), PRS_OK);
-    CHECK_EQ(prs_name_bind(s, "weights", 7, &b, &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "weights", 7, &b, 0, &e), PRS_OK);
     CHECK_EQ(prs_token_take(s, &c, PRS_TOKEN_STICKY, &token), PRS_OK);
     *data_off = s->super->data_off;
     _exit(0); /* exit like a crash, without closing the store */

@@ -26,7 +26,7 @@ static void fill(void)
     }
     prs_token token;
     CHECK_EQ(prs_token_take(s, &kept[5], PRS_TOKEN_ONCE, &token), PRS_OK);
-    CHECK_EQ(prs_name_bind(s, "word", 4, &kept[6], &e), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "word", 4, &kept[6], 0, &e), PRS_OK);
     for (int i = 0; i < 6; i++) { /* leave holes between extents */
         prs_oid id = put(s, 30000, 1), other = put(s, 20000, 1);
         prs_unref(s, &id);
@@ -71,9 +71,9 @@ static void use(void)
             prs_unref(s, &d.id);
         }
     }
-    if (prs_name_find(s, "word", 4, &id) == PRS_OK)
+    if (prs_name_find(s, "word", 4, &id, NULL) == PRS_OK)
         prs_unref(s, &id);
-    (void)prs_name_bind(s, "other", 5, &kept[7], &e);
+    (void)prs_name_bind(s, "other", 5, &kept[7], 0, &e);
     while (prs_list(s, &cursor, records, 16) == 16)
         ;
     cursor = 0;

@@ -2,6 +2,10 @@
 #
 # Functions that bind names to objects and find objects by name.
 
+# Maximum length of a name in bytes of UTF-8.
+NAME_MAX = PRS_NAME_MAX
+
+
 cdef bytes name_bytes(object name):
     if not isinstance(name, str):
         raise TypeError(f"the name of an object is a str, not {type(name).__name__!r}")
@@ -14,7 +18,7 @@ cdef bytes name_bytes(object name):
     return encoded
 
 
-cdef int bind_encoded(ObjectRef ref, bytes encoded, object name, bint keep=True) except -1:
+cdef int bind_encoded(ObjectRef ref, bytes encoded, object name, uint32_t flags=0) except -1:
     cdef prs_error error
     cdef int status
     cdef prs_store *handle
@@ -24,10 +28,10 @@ cdef int bind_encoded(ObjectRef ref, bytes encoded, object name, bint keep=True)
     error.code = 0
     handle = begin(ref.store)
     with nogil:
-        status = prs_name_bind_as(handle, text, length, &ref.id, keep, &error)
+        status = prs_name_bind(handle, text, length, &ref.id, flags, &error)
     end(handle)
     if status == PRS_E_EXISTS:
-        name_taken(name)
+        name_taken(ref.store, name)
     if status == PRS_E_OBJECTS:
         names_full()
     if status != PRS_OK:
@@ -35,7 +39,7 @@ cdef int bind_encoded(ObjectRef ref, bytes encoded, object name, bint keep=True)
     return 0
 
 
-cdef ObjectRef find_encoded(Store store, bytes encoded):
+cdef ObjectRef find_encoded(Store store, bytes encoded, prs_name_info *info=NULL):
     """Return the object with a name, or None. This releases the GIL, because the engine acquires the store's lock."""
     cdef prs_oid id
     cdef int status
@@ -49,7 +53,7 @@ cdef ObjectRef find_encoded(Store store, bytes encoded):
         store.check_open()
         handle = begin(store)
         with nogil:
-            status = prs_name_find(handle, text, length, &id)
+            status = prs_name_find(handle, text, length, &id, info)
         end(handle)
         if status != PRS_E_CLOSED:
             break
@@ -63,24 +67,90 @@ cdef ObjectRef find_encoded(Store store, bytes encoded):
     return ref
 
 
-def bind_name(ObjectRef ref not None, name):
-    """Bind a name to a stored object."""
-    adopt(ref)
-    bind_encoded(ref, name_bytes(name), name)
-
-
 def find_name(Store store not None, name):
     """Return a reference to the object with that name in `store`, or None."""
     return find_encoded(store, name_bytes(name))
 
 
-def wait_name(Store store not None, name, timeout=None):
+def find_version(Store store not None, name):
+    """Return (reference, version, age in seconds, whether the name keeps the object) of a name; None if it is unbound."""
+    cdef prs_name_info info
+    cdef ObjectRef ref = find_encoded(store, name_bytes(name), &info)
+    return None if ref is None else (ref, info.version, info.age, bool(info.keeps))
+
+
+def unbind_name(Store store not None, name, ObjectRef only=None):
     """
-    Return a reference to the object with a name; wait until there is such an object.
+    Take a name away from its object, or only from the object `only`; return whether the name was bound like that.
+    """
+    cdef prs_error error
+    cdef int status
+    cdef bytes encoded = name_bytes(name)
+    cdef const char *text = encoded
+    cdef size_t length = PyBytes_GET_SIZE(encoded)
+    cdef const prs_oid *id = NULL if only is None else &only.id
+    store.check_open()
+    error.code = 0
+    cdef prs_store *handle = begin(store)
+    with nogil:
+        status = prs_name_unbind(handle, text, length, id, &error)
+    end(handle)
+    if status != PRS_OK and status != PRS_E_NOTFOUND:
+        fail(status, &error, store)
+    return status == PRS_OK
+
+
+def creator_of(ObjectRef ref not None):
+    """Return the pid of the client that made a sealed object; 0 if the object is gone, or that client has ended."""
+    cdef int32_t pid
+    if ref.store is None:
+        return 0
+    ref.store.check_open()
+    cdef prs_store *handle = begin(ref.store)
+    with nogil:
+        pid = prs_creator(handle, &ref.id)
+    end(handle)
+    return pid
+
+
+def move_name(Store store not None, old, new):
+    """
+    Give an object the name `new` instead of the name `old`, in one step.
+
+    Raises
+    ------
+    NameNotFoundError, NameExistsError
+    """
+    cdef prs_error error
+    cdef int status
+    cdef bytes encoded = name_bytes(old), target = name_bytes(new)
+    cdef const char *text = encoded
+    cdef const char *target_text = target
+    cdef size_t length = PyBytes_GET_SIZE(encoded), target_length = PyBytes_GET_SIZE(target)
+    store.check_open()
+    error.code = 0
+    cdef prs_store *handle = begin(store)
+    with nogil:
+        status = prs_name_move(handle, text, length, target_text, target_length, &error)
+    end(handle)
+    if status == PRS_E_NOTFOUND:
+        name_not_found(old)
+    if status == PRS_E_EXISTS:
+        name_taken(store, new)
+    if status == PRS_E_OBJECTS:
+        names_full()
+    if status != PRS_OK:
+        fail(status, &error, store)
+
+
+def wait_name(Store store not None, name, timeout=None, uint64_t newer_than=0, ObjectRef other_than=None):
+    """
+    Wait until there is an object with a name, of a version above `newer_than`, other than the object `other_than`.
 
     Returns
     -------
-    ObjectRef
+    tuple
+        As for `find_version`.
 
     Raises
     ------
@@ -95,16 +165,21 @@ def wait_name(Store store not None, name, timeout=None):
     cdef uint32_t seen
     cdef int status
     cdef prs_store *handle
+    cdef prs_name_info info
     cdef ObjectRef ref
     while True:
         # Read the counter before the lookup, so that a name that is bound after the lookup ends the sleep immediately.
         store.check_open()
         seen = prs_epoch(store.handle)
-        ref = find_encoded(store, encoded)
-        if ref is not None:
-            return ref
-        if deadline == 0:
+        ref = find_encoded(store, encoded, &info)
+        if ref is not None and info.version > newer_than and (
+                other_than is None or memcmp(&ref.id, &other_than.id, sizeof(prs_oid)) != 0):
+            return ref, info.version, info.age, bool(info.keeps)
+        if deadline == 0 and ref is None:
             name_not_found(name)
+        if deadline == 0:
+            name_timeout(name, timeout)
+        ref = None  # do not hold an old version during the wait
         if deadline == FOREVER:
             if ask == FOREVER:
                 ask = prx_now() + patience_for_name()

@@ -46,10 +46,11 @@ cdef object not_refs(str function, object given):
     return error_for(function, given)
 
 
-cdef int name_taken(object name) except -1:
+cdef int name_taken(object store, object name) except -1:
     from pyray_ser.exceptions import NameExistsError
+    from pyray_ser.store.by_name import owner_of
 
-    raise NameExistsError(name=name)
+    raise NameExistsError(name=name, owner=owner_of(store, name))
 
 
 cdef int name_not_found(object name) except -1:

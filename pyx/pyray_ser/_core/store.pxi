@@ -17,10 +17,11 @@ cdef Store default_store = None
 
 
 def names_of(Store store not None):
-    """Return a list of (str, bytes): every name and the `binary` of its object."""
+    """Return a list of tuples: name, `binary` of its object, version, age in seconds, whether the name keeps the object."""
     cdef char[PRS_NAME_MAX + 1] text
     cdef uint32_t cursor = 0
     cdef prs_oid id
+    cdef prs_name_info info
     cdef int more
     cdef prs_store *handle
     cdef list found = []
@@ -28,12 +29,13 @@ def names_of(Store store not None):
         store.check_open()
         handle = begin(store)
         with nogil:
-            more = prs_name_next(handle, &cursor, text, &id)
+            more = prs_name_next(handle, &cursor, text, &id, &info)
         end(handle)
         if not more:
             return found
         # The bytes come from another process and may not be valid UTF-8.
-        found.append(((<const char *>text).decode("utf-8", "replace"), oid_bytes(&id)))
+        found.append(((<const char *>text).decode("utf-8", "replace"), oid_bytes(&id), info.version, info.age,
+                      bool(info.keeps)))
 
 
 cdef int revive(Store store) except -1:
@@ -194,7 +196,7 @@ cdef class Store:
 
     def records(self):
         """Return one dict per object, in slot order."""
-        cdef dict named = {identity: name for name, identity in names_of(self)}
+        cdef dict named = {entry[1]: entry[0] for entry in names_of(self)}
         cdef prs_record[64] found
         cdef uint32_t cursor = 0
         cdef int n, i

@@ -623,21 +623,21 @@ cdef ObjectRef put_value(Store store, object value, int64_t deadline):
     return put_general(store, value, deadline)
 
 
-cdef ObjectRef put_named(Store store, object value, object name, bint keep, int64_t deadline):
+cdef ObjectRef put_named(Store store, object value, object name, uint32_t flags, int64_t deadline):
     cdef bytes encoded = name_bytes(name)
     # Fail before copying the value if the name is taken; bind_encoded checks again.
-    if find_encoded(store, encoded) is not None:
+    if not flags & PRS_NAME_REPLACE and find_encoded(store, encoded) is not None:
         # A killed process may be the only holder of an object with an ephemeral name.
         store.look()
         if find_encoded(store, encoded) is not None:
-            name_taken(name)
+            name_taken(store, name)
     cdef ObjectRef ref = put_value(store, value, deadline)
-    bind_encoded(ref, encoded, name, keep)
+    bind_encoded(ref, encoded, name, flags)
     return ref
 
 
 @cython.binding(False)
-def put(value, *, timeout=None, name=None, ephemeral=False, explain=False):
+def put(value, *, timeout=None, name=None, replace=False, ephemeral=False, explain=False):
     """
     Store a value and return a reference to it.
 
@@ -650,6 +650,9 @@ def put(value, *, timeout=None, name=None, ephemeral=False, explain=False):
     name : str, optional
         A name of 1 to 215 bytes of UTF-8, by which `get_by_name` finds the object in any process that uses this store.
         The object then exists until it is freed or the store ends.
+    replace : bool, optional
+        If true, and the name belongs to another object, this object takes its place in one step: a reader finds the old
+        or the new object. The old object lives on as long as a process holds a reference or a view.
     ephemeral : bool, optional
         If true, the name does not keep the object alive: name and object end when no process holds a reference or a
         view any more, even if the processes were killed.
@@ -670,7 +673,7 @@ def put(value, *, timeout=None, name=None, ephemeral=False, explain=False):
     TypeError
         If `value` is an `ObjectRef`, or `name` is not a str.
     ValueError
-        If `timeout` is negative, if `name` is not a valid name, or if `ephemeral` is given without a name.
+        If `timeout` is negative, if `name` is not a valid name, or if `replace` or `ephemeral` is given without a name.
     ObjectStoreFullError
         If there is no room.
     StoreFullError
@@ -678,7 +681,8 @@ def put(value, *, timeout=None, name=None, ephemeral=False, explain=False):
     StoreBusyError
         If a process that is alive but stopped holds the store's lock.
     NameExistsError
-        If the name is taken; the new object is then discarded.
+        If the name is taken and `replace` is false; the new object is then discarded. The message says which process put
+        the other object.
 
     Examples
     --------
@@ -693,11 +697,12 @@ def put(value, *, timeout=None, name=None, ephemeral=False, explain=False):
     if store is None:
         store = default_or_open()
     cdef ObjectRef ref
-    if ephemeral and name is None:
-        raise ValueError("ephemeral=True is about a name: give one")
+    cdef uint32_t flags = (PRS_NAME_REPLACE if replace else 0) | (PRS_NAME_EPHEMERAL if ephemeral else 0)
+    if flags and name is None:
+        raise ValueError("replace=True and ephemeral=True are about a name: give one")
     if explain:
-        ref = put_value(store, value, deadline) if name is None else put_named(store, value, name, not ephemeral, deadline)
+        ref = put_value(store, value, deadline) if name is None else put_named(store, value, name, flags, deadline)
         return ref, explanation_of_put(value, store)
     if name is not None:
-        return put_named(store, value, name, not ephemeral, deadline)
+        return put_named(store, value, name, flags, deadline)
     return put_value(store, value, deadline)

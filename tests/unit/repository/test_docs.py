@@ -54,3 +54,11 @@ def test_programs_in_the_how_to_pages_compile(path):
     page = path.read_text(encoding="utf-8")
     for block in page.split("```python\n")[1:]:
         compile(block.partition("```")[0], str(path), "exec")
+
+
+def test_the_programs_of_a_page_run():
+    import isolated
+
+    page = (DOCS / "how-to" / "compute-once.md").read_text(encoding="utf-8")
+    blocks = [block.partition("```")[0] for block in page.split("```python\n")[1:]]
+    assert isolated.run("\n".join(blocks)).split("\n") == ["499999500000.0", "{'rate': 1.25}", "2"]

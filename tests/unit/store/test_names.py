@@ -102,12 +102,12 @@ def replace_when_found(name, monkeypatch, put):
     found, wait_name = [], api._core.wait_name
 
     def finding(*arguments):
-        ref = wait_name(*arguments)
-        found.append(pyray_ser.get(ref))
+        entry = wait_name(*arguments)
+        found.append(pyray_ser.get(entry[0]))
         if len(found) == 1:
-            pyray_ser.free(ref)
+            pyray_ser.free(entry[0])
             put()
-        return ref
+        return entry
 
     monkeypatch.setattr(api._core, "wait_name", finding)
     return found
@@ -192,23 +192,27 @@ def test_many_threads_want_one_name(name):
     assert pyray_ser.get_by_name(name) == won[0]
 
 
-def test_the_table_of_names_fills():
+def test_the_table_of_names_grows_and_fills():
     script = """
     import pyray_ser
     from pyray_ser.exceptions import StoreFullError
-    pyray_ser.init(capacity=64 << 20)
+    store = pyray_ser.init(capacity=64 << 20, max_objects=70_000)
+    for i in range(5000):
+        pyray_ser.put(i, name=str(i))
+    assert len(pyray_ser.names()) == 5000 and pyray_ser.get_by_name("4095") == 4095
+    assert set(pyray_ser.names("49")) == {"49", *(str(i) for i in (*range(490, 500), *range(4900, 5000)))}
+    ref = pyray_ser.put("many")
     try:
-        for i in range(5000):
-            pyray_ser.put(i, name=str(i))
+        for i in range(5000, 70_000):
+            pyray_ser.put(None, name=str(i))
     except StoreFullError as error:
         print(i, error.table)
-    assert pyray_ser.get_by_name("4095") == 4095 and len(pyray_ser.names()) == 4096
-    pyray_ser.free(pyray_ser.names()["17"])
+    pyray_ser.free(pyray_ser.names("17")["17"])
     pyray_ser.put("new", name="new")
-    pyray_ser.init().check()
-    assert pyray_ser.stats()["objects"] == 4096
+    assert pyray_ser.get_by_name("new") == "new" and pyray_ser.get_by_name("65535") is None
+    store.check()
     """
-    assert run(script) == "4096 names"
+    assert run(script, timeout=200) == "65536 names"
 
 
 def test_an_ephemeral_name_ends_with_the_last_holder(name):

@@ -1,0 +1,141 @@
+"""List, delete and rename the named objects of a store."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import _core
+from ..exceptions import NameNotFoundError, PyraySerError
+from . import discovery
+
+if TYPE_CHECKING:
+    from .._core import ObjectRef
+
+__all__ = ["RESERVED", "NamedObject", "current", "delete", "described", "owner_of", "process_text", "rename", "usable"]
+
+# Names with this prefix belong to the package, and `names` omits them.
+RESERVED = "pyray_ser/"
+
+
+class NamedObject(NamedTuple):
+    """
+    What `names` says about a name.
+
+    Attributes
+    ----------
+    ref : ObjectRef
+    version : int
+        Larger than the versions of all names that were bound earlier in this store.
+    time : float
+        When the name was bound, in seconds since the epoch, to the second.
+    ephemeral : bool
+        Whether the name ends with the last holder of its object.
+    """
+
+    ref: ObjectRef[Any]
+    version: int
+    time: float
+    ephemeral: bool
+
+
+def current() -> _core.Store:
+    """Return the default store; open it first if this process has none."""
+    return _core.default() or discovery.open_default()
+
+
+def usable(name: str) -> str:
+    """Return the name; raise if it is reserved for this package."""
+    if isinstance(name, str) and name.startswith(RESERVED):
+        raise ValueError(
+            f"names that start with {RESERVED!r} are reserved for this package: choose another than {name!r}"
+        )
+    return name
+
+
+def described(prefix: str = "") -> dict[str, NamedObject]:
+    """Return the named objects whose name starts with a prefix, without those of this package."""
+    store, now = current(), time.time()
+    found = {}
+    for name, *_ in _core.names_of(store):
+        if not name.startswith(prefix) or name.startswith(RESERVED):
+            continue
+        # Omit objects that were freed after they were listed.
+        entry = _core.find_version(store, name)
+        if entry is not None:
+            ref, version, age, keeps = entry
+            found[name] = NamedObject(ref, version, now - age, not keeps)
+    return found
+
+
+def delete(name: str) -> None:
+    """
+    Take a name away from its object.
+
+    The object lives on as long as a process holds a reference or a view; `free` ends it for all processes.
+
+    Parameters
+    ----------
+    name : str
+
+    Raises
+    ------
+    NameNotFoundError
+        If no object has this name.
+
+    Examples
+    --------
+    >>> ref = pyray_ser.put({"lr": 0.1}, name="settings")
+    >>> pyray_ser.delete("settings")
+    >>> pyray_ser.get(ref)
+    {'lr': 0.1}
+    """
+    if not _core.unbind_name(current(), usable(name)):
+        raise NameNotFoundError(name=name)
+
+
+def rename(old: str, new: str) -> None:
+    """
+    Give a named object another name, in one step: at any time, it has the old or the new name.
+
+    Parameters
+    ----------
+    old, new : str
+
+    Raises
+    ------
+    NameNotFoundError
+        If no object has the old name.
+    NameExistsError
+        If another object has the new name.
+
+    Examples
+    --------
+    >>> ref = pyray_ser.put({"lr": 0.1}, name="settings")
+    >>> pyray_ser.rename("settings", "settings of yesterday")
+    """
+    _core.move_name(current(), usable(old), usable(new))
+
+
+def owner_of(store: _core.Store, name: str) -> str | None:
+    """Return, for an error message, since when an object has a name and which process made it; None if it is gone."""
+    try:
+        entry = _core.find_version(store, name)
+        if entry is None:
+            return None
+        ref, _, age, _ = entry
+        return f"since {age} s, of an object made by {process_text(_core.creator_of(ref))}"
+    except PyraySerError:
+        return None  # the store is closed or busy, and the caller reports another error
+
+
+def process_text(pid: int) -> str:
+    """Return a process as text for an error message; 0 is a process that has ended."""
+    if not pid:
+        return "a process that has ended"
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read().decode(errors="replace").replace("\0", " ").strip()
+    except OSError:
+        words = ""
+    return f"process {pid}" + (f" ({words[:60]})" if words else "")

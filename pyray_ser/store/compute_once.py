@@ -1,0 +1,258 @@
+"""Compute a named value once per machine.
+
+The process that computes owns a claim: a small object with an ephemeral name that is derived from the name of the
+value. Such a name ends when its owner frees the object, and also when its owner is killed, so a claim needs no state of
+its own in shared memory. A process that forks while it computes passes the claim on to its child; therefore a waiter
+also checks whether the process that made the claim is alive, and frees the claim if it is not.
+
+The idea is that of a file that a process creates exclusively and that disappears with its creator.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from .. import _core
+from ..exceptions import GetTimeoutError, NameExistsError, ObjectFreedError
+from . import by_name
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .._core import ObjectRef
+    from ..typing import MmapMode
+
+__all__ = ["get_or_put", "get_or_put_async"]
+
+# Seconds between two looks of an asynchronous waiter at the counter of the store. A look takes no lock.
+_PAUSE = 0.005
+# Maximum number of seconds until a waiter checks again whether the process that computes is alive.
+_CHECK = 0.1
+# The names that the current thread or asyncio task is computing, with the ids of their stores.
+_computing: ContextVar[frozenset[tuple[int, str]]] = ContextVar("pyray_ser names being computed", default=frozenset())
+
+
+def _claim_name(name: str) -> str:
+    text = f"{by_name.RESERVED}computing/{name}"
+    if len(text.encode()) <= _core.NAME_MAX:
+        return text
+    import hashlib
+
+    return f"{by_name.RESERVED}computing/{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+class _Turn:
+    """One call that wants the value of a name: finds it, claims it, or waits for the process that has claimed it."""
+
+    def __init__(self, name: str, factory: object, timeout: float | None) -> None:
+        if not callable(factory):
+            raise TypeError(f"the factory of get_or_put() is a callable, not {type(factory).__name__!r}")
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout must be None or a number >= 0, not {timeout!r}")
+        self.store = by_name.current()
+        self.name = by_name.usable(name)
+        self._claim_name = _claim_name(name)
+        self._timeout = timeout
+        self._end = None if timeout is None else time.monotonic() + timeout
+        self._claim: ObjectRef[Any] | None = None
+        self._before: Any = None
+        self._seen = 0
+        self._checked = 0.0
+
+    def find(self) -> ObjectRef[Any] | None:
+        """Return the object of the name, if there is one."""
+        # A change after this line ends the next wait immediately.
+        self._seen = _core.epoch(self.store)
+        return _core.find_name(self.store, self.name)
+
+    def claim(self) -> bool:
+        """Try to become the one that computes the value; return whether this succeeded."""
+        if (self.store.id, self.name) in _computing.get():
+            raise RuntimeError(
+                f"the factory of {self.name!r} asks for {self.name!r} itself, and would wait for itself without end; "
+                "hint: use another name inside the factory"
+            )
+        if _core.find_name(self.store, self._claim_name) is not None:
+            return False
+        try:
+            self._claim = _core.put(os.getpid(), name=self._claim_name, ephemeral=True)
+        except NameExistsError:
+            return False
+        return True
+
+    def begin(self) -> None:
+        """Record that this thread or task computes the value, until `end`."""
+        self._before = _computing.set(_computing.get() | {(self.store.id, self.name)})
+
+    def publish(self, value: Any) -> ObjectRef[Any] | None:
+        """Put the value; return its reference, or None if the program has put another value under this name meanwhile."""
+        try:
+            return _core.put(value, name=self.name)
+        except NameExistsError:
+            return None
+
+    def end(self) -> None:
+        """Give back the claim, which wakes the processes that wait."""
+        before, self._before = self._before, None
+        if before is not None:
+            _computing.reset(before)
+        claim, self._claim = self._claim, None
+        if claim is not None and not self.store.closed:
+            _core.unbind_name(self.store, self._claim_name, claim)
+
+    def left(self) -> float:
+        """Return how many seconds the next wait may take; raise if the time is over."""
+        now = time.monotonic()
+        if now - self._checked > _CHECK:
+            self._checked = now
+            self._check_owner()
+        if self._end is None:
+            return _CHECK
+        if now >= self._end:
+            raise GetTimeoutError(
+                f"{self._waits()} within {self._timeout} s", ref=f"named {self.name!r}", timeout=self._timeout
+            )
+        return min(_CHECK, self._end - now)
+
+    def _waits(self) -> str:
+        claim = _core.find_name(self.store, self._claim_name)
+        maker = by_name.process_text(0 if claim is None else _core.creator_of(claim))
+        return f"{maker} has not finished computing {self.name!r}"
+
+    def _check_owner(self) -> None:
+        self.store.look()
+        claim = _core.find_name(self.store, self._claim_name)
+        if claim is not None and not _core.creator_of(claim):
+            _core.unbind_name(self.store, self._claim_name, claim)
+
+    def wait(self) -> None:
+        """Sleep until a name was bound or unbound, or for a short time."""
+        _core.wait_epoch(self.store, self._seen, self.left())
+
+    async def wait_async(self) -> None:
+        """Do the same without blocking the event loop."""
+        import asyncio
+
+        until = time.monotonic() + self.left()
+        while _core.epoch(self.store) == self._seen and time.monotonic() < until:
+            await asyncio.sleep(_PAUSE)
+
+
+def get_or_put(
+    name: str, factory: Callable[[], Any], *, timeout: float | None = None, mmap_mode: MmapMode = "r"
+) -> Any:
+    """
+    Return the value of a name; if there is none, compute it, once for all processes of the store.
+
+    One caller runs the factory and puts its result under the name. All others, in this and in other processes, wait and
+    then read the value in place. If the process that computes dies, or its factory raises an exception, the next waiter
+    computes.
+
+    Parameters
+    ----------
+    name : str
+        As for `put`.
+    factory : callable
+        A function without arguments that returns the value.
+    timeout : float, optional
+        Maximum number of seconds to wait for another caller's factory. The own factory may take any time.
+    mmap_mode : {"r", "c"}
+        As for `get`.
+
+    Returns
+    -------
+    object
+        The value as `get` returns it, also for the caller whose factory ran.
+
+    Raises
+    ------
+    GetTimeoutError
+        If another process is still computing the value after `timeout` seconds; the message names that process.
+    RuntimeError
+        If the factory asks for its own name.
+    Exception
+        Whatever the factory or `put` raises; the name then stays unbound.
+
+    Examples
+    --------
+    >>> model = pyray_ser.get_or_put("model", lambda: load_model("weights.npz"))
+    """
+    turn = _Turn(name, factory, timeout)
+    while True:
+        ref = turn.find()
+        if ref is None and turn.claim():
+            try:
+                turn.begin()
+                # Another process may have put the value between the two steps above.
+                ref = turn.find()
+                if ref is None:
+                    ref = turn.publish(factory())
+            finally:
+                turn.end()
+        if ref is not None:
+            try:
+                return _core.get(ref, mmap_mode=mmap_mode)
+            except ObjectFreedError:
+                continue  # another process freed it after we found it
+        turn.wait()
+
+
+async def get_or_put_async(
+    name: str,
+    factory: Callable[[], Any | Awaitable[Any]],
+    *,
+    timeout: float | None = None,
+    mmap_mode: MmapMode = "r",
+) -> Any:
+    """
+    Do the same as `get_or_put`, without blocking the event loop.
+
+    Parameters
+    ----------
+    name, timeout, mmap_mode
+        As for `get_or_put`.
+    factory : callable
+        A coroutine function, which runs in the event loop, or a function, which runs in a thread.
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    GetTimeoutError, RuntimeError
+        As for `get_or_put`.
+
+    Examples
+    --------
+    >>> table = await pyray_ser.get_or_put_async("table", download_table)
+    """
+    import asyncio
+    import inspect
+
+    turn = _Turn(name, factory, timeout)
+    while True:
+        ref = turn.find()
+        if ref is None and turn.claim():
+            try:
+                turn.begin()
+                ref = turn.find()
+                if ref is None:
+                    if inspect.iscoroutinefunction(factory):
+                        value = await factory()
+                    else:
+                        value = await asyncio.to_thread(factory)
+                    # Copying a large value takes a while, and so does pickling.
+                    ref = await asyncio.to_thread(turn.publish, value)
+                    del value
+            finally:
+                turn.end()
+        if ref is not None:
+            try:
+                return _core.get(ref, mmap_mode=mmap_mode)
+            except ObjectFreedError:
+                continue
+        await turn.wait_async()
