@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     )
     from .pool_hooks import install, uninstall
     from .store.by_name import NamedObject, delete, rename
+    from .store.cached import cached
     from .store.compute_once import get_or_put, get_or_put_async
     from .store.versions import watch
     from .tasks.progress import progress
@@ -88,6 +89,7 @@ _LAZY = dict.fromkeys(
 _LAZY |= {
     "NamedObject": "store.by_name",
     "TaskRef": "tasks",
+    "cached": "store.cached",
     "cancel": "tasks",
     "delete": "store.by_name",
     "get_or_put": "store.compute_once",
@@ -112,6 +114,7 @@ __all__ = [
     "Unpickler",
     "__version__",
     "abort",
+    "cached",
     "cancel",
     "contains",
     "create",

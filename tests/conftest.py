@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 
 import hygiene
 import pytest
@@ -17,6 +18,9 @@ from reporting import (  # noqa: F401
 )
 
 hygiene.name_this_run()
+# A shell that starts the tests in the background makes them, and all programs that they start, ignore SIGINT.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

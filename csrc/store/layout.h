@@ -221,11 +221,13 @@ typedef struct prs_name {
     uint32_t replaces; /* 1 + index of the entry that this one replaces; a rebuild clears that entry */
     uint64_t version;  /* larger than those of all names that were bound earlier                     */
     uint32_t next;     /* 1 + index of the next entry of the bucket, 0 at the end                    */
-    uint32_t unused;
+    uint32_t uses;     /* number of uses, see prs_name_use                                           */
+    uint64_t used;     /* the arena's name_uses at the last use or, before it, at the bind           */
+    uint64_t note;     /* a number that the caller counts, see prs_name_count                        */
     char text[PRS_NAME_ROOM];
 } prs_name;
 
-_Static_assert(sizeof(prs_name) == 264, "a name is 264 bytes");
+_Static_assert(sizeof(prs_name) == 280, "a name is 280 bytes");
 
 /* ---- clients ------------------------------------------------------------------------------------ */
 
@@ -279,6 +281,7 @@ typedef struct prs_arena {
     uint32_t dirty;  /* 1 during a rebuild; if it is 1, the next thief starts over            */
     uint64_t link_serial;
     uint64_t name_version; /* version of the name that was bound last */
+    uint64_t name_uses;    /* increases with each bind and use of a name */
     uint32_t name_buckets; /* number of buckets in use, a power of two; 0 before the first name */
     uint32_t name_hand;    /* the entry at which the search for one to use again resumes        */
     uint64_t fl_bitmap;

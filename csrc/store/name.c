@@ -210,6 +210,9 @@ static uint32_t publish(prs_store *s, uint32_t i, const char *name, size_t len, 
     memcpy(e->text, name, len);
     e->text[len] = 0;
     e->version = ++s->super->arena.name_version;
+    e->used = ++s->super->arena.name_uses;
+    e->uses = 0;
+    e->note = 0;
     e->replaces = old == PRS_NIL ? 0 : old + 1;
     e->serial = id->serial;
     chain(s, i);
@@ -264,13 +267,34 @@ out:
     return rc;
 }
 
-int prs_name_unbind(prs_store *s, const char *name, size_t len, const prs_oid *id, prs_error *error)
+/* Describe the name in entry `i`. */
+static void describe(const prs_store *s, uint32_t i, prs_name_info *info)
+{
+    const prs_name *e = &s->names[i];
+    uint32_t now = prs_age(s), since = now;
+    info->version = e->version;
+    info->uses = e->uses;
+    info->used = e->used;
+    info->note = e->note;
+    info->keeps = e->link != PRS_NIL;
+    /* unreached: damage: an index beyond the table */
+    if (info->keeps && e->link < prs_load_relaxed(&s->links_seen))
+        since = s->links[e->link].created;
+    else if (e->slot < prs_load_relaxed(&s->slots_seen))
+        since = prs_load_relaxed(&prs_slot_at(s, e->slot)->created);
+    info->age = now > since ? now - since : 0;
+}
+
+int prs_name_unbind(prs_store *s, const char *name, size_t len, const prs_oid *id, prs_name_info *info,
+                    prs_error *error)
 {
     int rc = prs_lock_tables(s, error);
     if (rc < 0)
         return rc;
     uint32_t i = search(s, name, len), orphan = PRS_NIL;
     bool found = i != PRS_NIL && alive(s, &s->names[i]) && (!id || s->names[i].serial == id->serial);
+    if (found && info)
+        describe(s, i, info);
     if (found)
         orphan = clear(s, i);
     finish(s, found, orphan, PRS_NIL);
@@ -319,22 +343,9 @@ out:
     return rc;
 }
 
-/* Describe the name in entry `i`. */
-static void describe(const prs_store *s, uint32_t i, prs_name_info *info)
-{
-    const prs_name *e = &s->names[i];
-    uint32_t now = prs_age(s), since = now;
-    info->version = e->version;
-    info->keeps = e->link != PRS_NIL;
-    /* unreached: damage: an index beyond the table */
-    if (info->keeps && e->link < prs_load_relaxed(&s->links_seen))
-        since = s->links[e->link].created;
-    else if (e->slot < prs_load_relaxed(&s->slots_seen))
-        since = prs_load_relaxed(&prs_slot_at(s, e->slot)->created);
-    info->age = now > since ? now - since : 0;
-}
-
-int prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id, prs_name_info *info)
+/* Find the object of a name; if `use` is true, only if it has the name for less than `max_age` seconds, and count it. */
+static int find(prs_store *s, const char *name, size_t len, prs_oid *id, prs_name_info *info, bool use,
+                uint32_t max_age)
 {
     if (prs_load_relaxed(&s->closed) || s->orphan)
         return PRS_E_CLOSED;
@@ -342,11 +353,20 @@ int prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id, prs_n
         int rc = prs_lock_tables(s, NULL);
         if (rc < 0)
             return rc;
+        prs_name_info found;
         uint32_t i = search(s, name, len);
-        if (i != PRS_NIL)
+        if (i != PRS_NIL) {
             *id = object_of(s, &s->names[i]);
-        if (i != PRS_NIL && info)
-            describe(s, i, info);
+            describe(s, i, &found);
+            if (use && found.age >= max_age) {
+                i = PRS_NIL;
+            } else if (use) {
+                found.used = s->names[i].used = ++s->super->arena.name_uses;
+                found.uses = ++s->names[i].uses;
+            }
+            if (info)
+                *info = found;
+        }
         prs_unlock(s);
         if (i == PRS_NIL || id->serial == gone)
             return PRS_E_NOTFOUND;
@@ -357,6 +377,33 @@ int prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id, prs_n
         if (rc != PRS_E_LOST && rc != PRS_E_FREED)
             return rc;
     }
+}
+
+int prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id, prs_name_info *info)
+{
+    return find(s, name, len, id, info, false, 0);
+}
+
+int prs_name_use(prs_store *s, const char *name, size_t len, uint32_t max_age, prs_oid *id, prs_name_info *info)
+{
+    return find(s, name, len, id, info, true, max_age);
+}
+
+int prs_name_count(prs_store *s, const char *name, size_t len, uint32_t uses, uint64_t note)
+{
+    if (prs_load_relaxed(&s->closed) || s->orphan)
+        return PRS_E_CLOSED;
+    int rc = prs_lock_tables(s, NULL);
+    if (rc < 0)
+        return rc;
+    uint32_t i = search(s, name, len);
+    bool found = i != PRS_NIL && alive(s, &s->names[i]);
+    if (found) {
+        s->names[i].uses += uses;
+        s->names[i].note += note;
+    }
+    prs_unlock(s);
+    return found ? PRS_OK : PRS_E_NOTFOUND;
 }
 
 int prs_name_next(prs_store *s, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_oid *id, prs_name_info *info)
@@ -403,6 +450,9 @@ void prs_names_settle(prs_store *s)
         /* unreached: damage: a version above its counter */
         if (e->serial && e->version > s->super->arena.name_version)
             s->super->arena.name_version = e->version;
+        /* unreached: damage: a use above its counter */
+        if (e->serial && e->used > s->super->arena.name_uses)
+            s->super->arena.name_uses = e->used;
     }
 }
 

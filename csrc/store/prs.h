@@ -257,6 +257,9 @@ typedef struct prs_name_info {
     uint64_t version; /* larger than those of all names that were bound earlier in this store */
     uint32_t age;     /* seconds since the name was bound or, for an ephemeral name, since its object was made */
     bool keeps;       /* false for an ephemeral name */
+    uint32_t uses;    /* number of calls of prs_name_use */
+    uint64_t used;    /* increases with each bind and use of any name: who was used last has the largest number */
+    uint64_t note;    /* what prs_name_count added */
 } prs_name_info;
 
 enum {
@@ -269,14 +272,20 @@ enum {
  * ref. */
 int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, uint32_t flags, prs_error *error);
 /* Unbind a name, but, if `id` is not NULL, only from that object.  The object lives on as long as others hold it.
- * Return PRS_E_NOTFOUND if the name is not bound like that. */
-int prs_name_unbind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_error *error);
+ * Return PRS_E_NOTFOUND if the name is not bound like that.  `info`, which may be NULL, describes the name as it was. */
+int prs_name_unbind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_name_info *info,
+                    prs_error *error);
 /* Give an object a new name in place of the old one, in one step.  Return PRS_E_NOTFOUND if no object has the old name,
  * and PRS_E_EXISTS if an object has the new one. */
 int prs_name_move(prs_store *store, const char *name, size_t len, const char *to, size_t to_len, prs_error *error);
 /* Find the object of a name and take a reference as prs_ref does. Return PRS_E_NOTFOUND if no object has the name.
  * `info` may be NULL. */
 int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id, prs_name_info *info);
+/* Do the same, and count it as a use of the name.  Return PRS_E_NOTFOUND, without counting, if the age of the name is
+ * `max_age` or more. */
+int prs_name_use(prs_store *store, const char *name, size_t len, uint32_t max_age, prs_oid *id, prs_name_info *info);
+/* Add to the numbers of uses and to the note of a name. Return PRS_E_NOTFOUND if no object has the name. */
+int prs_name_count(prs_store *store, const char *name, size_t len, uint32_t uses, uint64_t note);
 /* Get the next name from *cursor on, NUL-terminated, and its object; return 1, or 0 at the end.  `info` may be NULL. */
 int prs_name_next(prs_store *store, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_oid *id, prs_name_info *info);
 

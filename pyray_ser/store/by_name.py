@@ -90,7 +90,7 @@ def delete(name: str) -> None:
     >>> pyray_ser.get(ref)
     {'lr': 0.1}
     """
-    if not _core.unbind_name(current(), usable(name)):
+    if _core.unbind_name(current(), usable(name)) is None:
         raise NameNotFoundError(name=name)
 
 

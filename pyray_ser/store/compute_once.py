@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .._core import ObjectRef
     from ..typing import MmapMode
 
-__all__ = ["get_or_put", "get_or_put_async"]
+__all__ = ["Turn", "get_or_put", "get_or_put_async"]
 
 # Seconds between two looks of an asynchronous waiter at the counter of the store. A look takes no lock.
 _PAUSE = 0.005
@@ -44,16 +44,21 @@ def _claim_name(name: str) -> str:
     return f"{by_name.RESERVED}computing/{hashlib.sha256(name.encode()).hexdigest()}"
 
 
-class _Turn:
-    """One call that wants the value of a name: finds it, claims it, or waits for the process that has claimed it."""
+class Turn:
+    """
+    One call that wants the value of a name: finds it, claims it, or waits for the process that has claimed it.
 
-    def __init__(self, name: str, factory: object, timeout: float | None) -> None:
-        if not callable(factory):
-            raise TypeError(f"the factory of get_or_put() is a callable, not {type(factory).__name__!r}")
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"timeout must be None or a number >= 0, not {timeout!r}")
-        self.store = by_name.current()
-        self.name = by_name.usable(name)
+    Parameters
+    ----------
+    store : Store
+    name : str
+    timeout : float or None
+        Maximum number of seconds to wait for others.
+    """
+
+    def __init__(self, store: _core.Store, name: str, timeout: float | None) -> None:
+        self.store = store
+        self.name = name
         self._claim_name = _claim_name(name)
         self._timeout = timeout
         self._end = None if timeout is None else time.monotonic() + timeout
@@ -62,10 +67,13 @@ class _Turn:
         self._seen = 0
         self._checked = 0.0
 
+    def see(self) -> None:
+        """Read the counter of the store: a change after this call ends the next wait immediately."""
+        self._seen = _core.epoch(self.store)
+
     def find(self) -> ObjectRef[Any] | None:
         """Return the object of the name, if there is one."""
-        # A change after this line ends the next wait immediately.
-        self._seen = _core.epoch(self.store)
+        self.see()
         return _core.find_name(self.store, self.name)
 
     def claim(self) -> bool:
@@ -141,6 +149,14 @@ class _Turn:
             await asyncio.sleep(_PAUSE)
 
 
+def _turn(name: str, factory: object, timeout: float | None) -> Turn:
+    if not callable(factory):
+        raise TypeError(f"the factory of get_or_put() is a callable, not {type(factory).__name__!r}")
+    if timeout is not None and not timeout >= 0:
+        raise ValueError(f"timeout must be None or a number >= 0, not {timeout!r}")
+    return Turn(by_name.current(), by_name.usable(name), timeout)
+
+
 def get_or_put(
     name: str, factory: Callable[[], Any], *, timeout: float | None = None, mmap_mode: MmapMode = "r"
 ) -> Any:
@@ -180,7 +196,7 @@ def get_or_put(
     --------
     >>> model = pyray_ser.get_or_put("model", lambda: load_model("weights.npz"))
     """
-    turn = _Turn(name, factory, timeout)
+    turn = _turn(name, factory, timeout)
     while True:
         ref = turn.find()
         if ref is None and turn.claim():
@@ -233,7 +249,7 @@ async def get_or_put_async(
     import asyncio
     import inspect
 
-    turn = _Turn(name, factory, timeout)
+    turn = _turn(name, factory, timeout)
     while True:
         ref = turn.find()
         if ref is None and turn.claim():

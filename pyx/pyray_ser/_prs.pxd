@@ -168,13 +168,20 @@ cdef extern from "store/prs.h" nogil:
         uint64_t version
         uint32_t age
         bint keeps
+        uint32_t uses
+        uint64_t used
+        uint64_t note
 
     int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, uint32_t flags,
                       prs_error *error) noexcept
-    int prs_name_unbind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_error *error) noexcept
+    int prs_name_unbind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_name_info *info,
+                        prs_error *error) noexcept
     int prs_name_move(prs_store *store, const char *name, size_t len, const char *to, size_t to_len,
                       prs_error *error) noexcept
     int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id, prs_name_info *info) noexcept
+    int prs_name_use(prs_store *store, const char *name, size_t len, uint32_t max_age, prs_oid *id,
+                     prs_name_info *info) noexcept
+    int prs_name_count(prs_store *store, const char *name, size_t len, uint32_t uses, uint64_t note) noexcept
     int prs_name_next(prs_store *store, uint32_t *cursor, char *text, prs_oid *id, prs_name_info *info) noexcept
 
     enum:

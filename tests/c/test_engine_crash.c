@@ -195,7 +195,7 @@ static void names(struct scene *c)
         prs_unref(c->s, &id);
         if (i % 5 == 4) {
             CHECK_EQ(prs_name_move(c->s, "newest", 6, "moved", 5, &e), PRS_OK);
-            CHECK_EQ(prs_name_unbind(c->s, "moved", 5, NULL, &e), PRS_OK);
+            CHECK_EQ(prs_name_unbind(c->s, "moved", 5, NULL, NULL, &e), PRS_OK);
         }
     }
 }

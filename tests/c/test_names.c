@@ -243,7 +243,7 @@ TEST(a_name_is_unbound_and_moved)
 {
     prs_store *s = open_store();
     prs_oid a = put(s, "a"), b = put(s, "b"), found;
-    CHECK_EQ(prs_name_unbind(s, "n", 1, NULL, &error), PRS_E_NOTFOUND);
+    CHECK_EQ(prs_name_unbind(s, "n", 1, NULL, NULL, &error), PRS_E_NOTFOUND);
     CHECK_EQ(prs_name_move(s, "n", 1, "m", 1, &error), PRS_E_NOTFOUND);
     CHECK_EQ(prs_name_bind(s, "n", 1, &a, 0, &error), PRS_OK);
     CHECK_EQ(prs_name_bind(s, "ephemeral", 9, &b, PRS_NAME_EPHEMERAL, &error), PRS_OK);
@@ -265,9 +265,9 @@ TEST(a_name_is_unbound_and_moved)
     CHECK_EQ(prs_name_find(s, "still", 5, &found, NULL), PRS_E_NOTFOUND);
     CHECK_EQ(prs_name_move(s, "moved", 5, "still", 5, &error), PRS_OK);
     CHECK_EQ(count_of_objects(s), 1);
-    CHECK_EQ(prs_name_unbind(s, "still", 5, &b, &error), PRS_E_NOTFOUND);
-    CHECK_EQ(prs_name_unbind(s, "still", 5, &a, &error), PRS_OK);
-    CHECK_EQ(prs_name_unbind(s, "still", 5, NULL, &error), PRS_E_NOTFOUND);
+    CHECK_EQ(prs_name_unbind(s, "still", 5, &b, NULL, &error), PRS_E_NOTFOUND);
+    CHECK_EQ(prs_name_unbind(s, "still", 5, &a, NULL, &error), PRS_OK);
+    CHECK_EQ(prs_name_unbind(s, "still", 5, NULL, NULL, &error), PRS_E_NOTFOUND);
     CHECK_EQ(count_of_objects(s), 0);
     prs_dispose(s);
 }
@@ -284,7 +284,7 @@ static int killed(prs_store *s, const char *point, int what)
         else if (what == 1)
             prs_name_move(s, "n", 1, "m", 1, &error);
         else
-            prs_name_unbind(s, "n", 1, NULL, &error);
+            prs_name_unbind(s, "n", 1, NULL, NULL, &error);
         _exit(0);
     }
     int status;
@@ -317,17 +317,55 @@ TEST(death_while_replacing_moving_or_unbinding_leaves_one_object)
             CHECK_EQ(count_of_objects(s), what < 2 || is_old ? 1 : 0);
             /* Everything can be named again. */
             if (what == 1)
-                CHECK_EQ(prs_name_unbind(s, moved ? "m" : "n", 1, NULL, &error), PRS_OK);
+                CHECK_EQ(prs_name_unbind(s, moved ? "m" : "n", 1, NULL, NULL, &error), PRS_OK);
             prs_oid mine = put(s, "mine");
             CHECK_EQ(prs_name_bind(s, "n", 1, &mine, PRS_NAME_REPLACE, &error), PRS_OK);
             prs_unref(s, &mine);
             CHECK(reads(s, "n", "mine"));
             CHECK_EQ(count_of_objects(s), 1);
-            CHECK_EQ(prs_name_unbind(s, "n", 1, NULL, &error), PRS_OK);
+            CHECK_EQ(prs_name_unbind(s, "n", 1, NULL, NULL, &error), PRS_OK);
             CHECK_EQ(count_of_objects(s), 0);
             CHECK_EQ(prs_name_find(s, "n", 1, &found, NULL), PRS_E_NOTFOUND);
             prs_dispose(s);
         }
+}
+
+TEST(uses_are_counted_and_ordered)
+{
+    prs_store *s = open_store();
+    prs_oid a = put(s, "a"), b = put(s, "b"), found;
+    prs_name_info first, second;
+    CHECK_EQ(prs_name_bind(s, "a", 1, &a, 0, &error), PRS_OK);
+    CHECK_EQ(prs_name_bind(s, "b", 1, &b, 0, &error), PRS_OK);
+    prs_unref(s, &a);
+    CHECK_EQ(prs_name_use(s, "a", 1, UINT32_MAX, &found, &first), PRS_OK);
+    prs_unref(s, &found);
+    CHECK_EQ(first.uses, 1);
+    CHECK_EQ(prs_name_find(s, "b", 1, &found, &second), PRS_OK);
+    prs_unref(s, &found);
+    CHECK(second.used < first.used && second.uses == 0);
+    for (uint32_t i = 1; i <= 3; i++) {
+        CHECK_EQ(prs_name_use(s, "b", 1, UINT32_MAX, &found, &second), PRS_OK);
+        prs_unref(s, &found);
+        CHECK(second.used > first.used && second.uses == i);
+    }
+    CHECK_EQ(prs_name_count(s, "b", 1, 4, 9), PRS_OK);
+    CHECK_EQ(prs_name_count(s, "b", 1, 0, 1ull << 40), PRS_OK);
+    CHECK_EQ(prs_name_find(s, "b", 1, &found, &second), PRS_OK);
+    prs_unref(s, &found);
+    CHECK(second.uses == 7 && second.note == (1ull << 40) + 9);
+    CHECK_EQ(prs_name_use(s, "c", 1, UINT32_MAX, &found, NULL), PRS_E_NOTFOUND);
+    CHECK_EQ(prs_name_count(s, "c", 1, 1, 1), PRS_E_NOTFOUND);
+    CHECK_EQ(prs_name_use(s, "b", 1, 0, &found, &second), PRS_E_NOTFOUND);
+    CHECK_EQ(prs_name_find(s, "b", 1, &found, &second), PRS_OK);
+    prs_unref(s, &found);
+    CHECK_EQ(second.uses, 7);
+    CHECK_EQ(prs_free(s, &b, &error), PRS_OK);
+    CHECK_EQ(prs_name_use(s, "b", 1, UINT32_MAX, &found, NULL), PRS_E_NOTFOUND);
+    CHECK_EQ(prs_name_count(s, "b", 1, 1, 1), PRS_E_NOTFOUND);
+    prs_unref(s, &b);
+    CHECK_EQ(count_of_objects(s), 1);
+    prs_dispose(s);
 }
 
 TEST(readers_always_find_an_object_while_it_is_replaced)

@@ -254,7 +254,7 @@ static void move_name(struct stage *c)
 
 static void unbind(struct stage *c)
 {
-    (void)prs_name_unbind(c->s, "name", 4, NULL, &ignored);
+    (void)prs_name_unbind(c->s, "name", 4, NULL, NULL, &ignored);
 }
 
 /* The name denotes the old or the new object. */
@@ -263,15 +263,15 @@ static void drop_replaced(struct stage *c)
     prs_oid found;
     CHECK_EQ(prs_name_find(c->s, "name", 4, &found, NULL), PRS_OK);
     prs_unref(c->s, &found);
-    CHECK_EQ(prs_name_unbind(c->s, "name", 4, NULL, &ignored), PRS_OK);
+    CHECK_EQ(prs_name_unbind(c->s, "name", 4, NULL, NULL, &ignored), PRS_OK);
     drop_id(c);
 }
 
 /* The object has the old or the new name. */
 static void drop_moved(struct stage *c)
 {
-    int names = prs_name_unbind(c->s, "name", 4, &c->id, &ignored) == PRS_OK;
-    names += prs_name_unbind(c->s, "moved", 5, &c->id, &ignored) == PRS_OK;
+    int names = prs_name_unbind(c->s, "name", 4, &c->id, NULL, &ignored) == PRS_OK;
+    names += prs_name_unbind(c->s, "moved", 5, &c->id, NULL, &ignored) == PRS_OK;
     CHECK_EQ(names, 1);
     drop_id(c);
 }

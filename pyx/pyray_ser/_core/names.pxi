@@ -39,8 +39,8 @@ cdef int bind_encoded(ObjectRef ref, bytes encoded, object name, uint32_t flags=
     return 0
 
 
-cdef ObjectRef find_encoded(Store store, bytes encoded, prs_name_info *info=NULL):
-    """Return the object with a name, or None. This releases the GIL, because the engine acquires the store's lock."""
+cdef ObjectRef find_encoded(Store store, bytes encoded, prs_name_info *info=NULL, uint32_t max_age=0):
+    """Return the object with a name, or None; with `max_age`, count it as a use of the name. This releases the GIL, because the engine acquires the store's lock."""
     cdef prs_oid id
     cdef int status
     cdef prs_store *handle
@@ -53,7 +53,10 @@ cdef ObjectRef find_encoded(Store store, bytes encoded, prs_name_info *info=NULL
         store.check_open()
         handle = begin(store)
         with nogil:
-            status = prs_name_find(handle, text, length, &id, info)
+            if max_age:
+                status = prs_name_use(handle, text, length, max_age, &id, info)
+            else:
+                status = prs_name_find(handle, text, length, &id, info)
         end(handle)
         if status != PRS_E_CLOSED:
             break
@@ -79,11 +82,40 @@ def find_version(Store store not None, name):
     return None if ref is None else (ref, info.version, info.age, bool(info.keeps))
 
 
+def use_name(Store store not None, bytes encoded not None, uint32_t max_age=0xFFFFFFFF):
+    """
+    Return a reference to the object with an encoded name, and count this as a use; None if there is none, or if it has
+    the name for `max_age` seconds or longer.
+    """
+    return find_encoded(store, encoded, NULL, max_age)
+
+
+def count_name(Store store not None, bytes encoded not None, uint32_t uses, uint64_t note):
+    """Add to the numbers of uses and to the note of a name; return whether an object has the name."""
+    cdef int status
+    cdef const char *text = encoded
+    cdef size_t length = PyBytes_GET_SIZE(encoded)
+    store.check_open()
+    cdef prs_store *handle = begin(store)
+    with nogil:
+        status = prs_name_count(handle, text, length, uses, note)
+    end(handle)
+    if status != PRS_OK and status != PRS_E_NOTFOUND:
+        fail(status, NULL, store)
+    return status == PRS_OK
+
+
 def unbind_name(Store store not None, name, ObjectRef only=None):
     """
-    Take a name away from its object, or only from the object `only`; return whether the name was bound like that.
+    Take a name away from its object, or only from the object `only`.
+
+    Returns
+    -------
+    int or None
+        The number of uses of the name; None if it is not bound like that.
     """
     cdef prs_error error
+    cdef prs_name_info info
     cdef int status
     cdef bytes encoded = name_bytes(name)
     cdef const char *text = encoded
@@ -93,11 +125,11 @@ def unbind_name(Store store not None, name, ObjectRef only=None):
     error.code = 0
     cdef prs_store *handle = begin(store)
     with nogil:
-        status = prs_name_unbind(handle, text, length, id, &error)
+        status = prs_name_unbind(handle, text, length, id, &info, &error)
     end(handle)
     if status != PRS_OK and status != PRS_E_NOTFOUND:
         fail(status, &error, store)
-    return status == PRS_OK
+    return info.uses if status == PRS_OK else None
 
 
 def creator_of(ObjectRef ref not None):

@@ -17,7 +17,10 @@ cdef Store default_store = None
 
 
 def names_of(Store store not None):
-    """Return a list of tuples: name, `binary` of its object, version, age in seconds, whether the name keeps the object."""
+    """
+    Return a list of tuples: name, `binary` of its object, version, age in seconds, whether the name keeps the object,
+    number of uses, order of the last use, note.
+    """
     cdef char[PRS_NAME_MAX + 1] text
     cdef uint32_t cursor = 0
     cdef prs_oid id
@@ -35,7 +38,7 @@ def names_of(Store store not None):
             return found
         # The bytes come from another process and may not be valid UTF-8.
         found.append(((<const char *>text).decode("utf-8", "replace"), oid_bytes(&id), info.version, info.age,
-                      bool(info.keeps)))
+                      bool(info.keeps), info.uses, info.used, info.note))
 
 
 cdef int revive(Store store) except -1:

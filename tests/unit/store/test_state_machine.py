@@ -1,4 +1,4 @@
-"""Compare the store with a dict for random sequences of puts, gets, frees, pickling and windows."""
+"""Compare the store with a dict for random sequences of puts, gets, frees, pickling, windows and names."""
 
 import gc
 import pickle
@@ -28,6 +28,7 @@ scalars = (
     | st.text(max_size=300)
     | st.binary(max_size=2000)
 )
+names = st.sampled_from(["state a", "state b", "state " + "ä" * 100])
 sizes = st.sampled_from([0, 1, 10, 200, 1000, 9000, 40_000, 150_000])
 arrays = st.builds(
     lambda size, start, kind: (np.arange(size) + start).astype(kind),
@@ -78,6 +79,8 @@ class StoreMachine(RuleBasedStateMachine):
         gc.collect()
         self.before = pyray_ser.stats()
         self.model = {}
+        self.named = {}
+        self.versions = {}
         self.boxes = []
         self.bound = pyray_ser.scope()
         self.bound.__enter__()
@@ -182,15 +185,93 @@ class StoreMachine(RuleBasedStateMachine):
         pyray_ser.abort(array)
         assert not array.any()
 
+    # `named` maps each name to the identity of its object and to the object's expected value.
+
+    def living(self, name):
+        """Return the identity and value of the object that has a name, or None."""
+        entry = self.named.get(name)
+        return None if entry is None or self.model.get(entry[0]) is self.FREED else entry
+
+    def rename_in_model(self, old, new):
+        self.named[new] = self.named.pop(old)
+
+    @rule(target=refs, name=names, value=values, replace=st.booleans())
+    def put_named(self, name, value, replace):
+        if self.living(name) and not replace:
+            try:
+                pyray_ser.put(value, name=name)
+            except exc.NameExistsError:
+                return multiple()
+            raise AssertionError("a taken name was given away")
+        ref = pyray_ser.put(value, name=name, replace=replace)
+        self.model[ref.hex()] = value
+        self.named[name] = ref.hex(), value
+        return self.box(ref)
+
+    @rule(name=names, value=values)
+    def get_or_put(self, name, value):
+        known = self.living(name)
+        self.check(pyray_ser.get_or_put(name, lambda: value), known[1] if known else value)
+        if not known:
+            identity = pyray_ser.names()[name].hex()
+            self.model[identity] = value
+            self.named[name] = identity, value
+
+    @rule(name=names)
+    def get_named(self, name):
+        known = self.living(name)
+        try:
+            self.check(pyray_ser.get_by_name(name, timeout=0), known and known[1])
+        except exc.NameNotFoundError:
+            assert not known
+
+    @rule(name=names)
+    def delete(self, name):
+        known = self.living(name)
+        try:
+            pyray_ser.delete(name)
+        except exc.NameNotFoundError:
+            assert not known
+        else:
+            assert known
+        self.named.pop(name, None)
+
+    @rule(old=names, new=names)
+    def rename(self, old, new):
+        known, taken = self.living(old), self.living(new)
+        try:
+            pyray_ser.rename(old, new)
+        except exc.NameNotFoundError:
+            assert not known
+        except exc.NameExistsError:
+            assert known and taken
+        else:
+            assert known and not taken
+            self.rename_in_model(old, new)
+
     @precondition(lambda self: hasattr(self, "model"))
     @invariant()
     def store_is_sound(self):
         pyray_ser.init().check()
 
+    @precondition(lambda self: hasattr(self, "model"))
+    @invariant()
+    def names_are_right(self):
+        details = pyray_ser.names("state ", details=True)
+        assert {name: entry.ref.hex() for name, entry in details.items()} == {
+            name: self.named[name][0] for name in self.named if self.living(name)
+        }
+        for name, entry in details.items():
+            version, identity = self.versions.get(name, (0, None))
+            assert entry.version > version or (entry.version == version and entry.ref.hex() == identity)
+            self.versions[name] = entry.version, entry.ref.hex()
+
     def teardown(self):
         if not hasattr(self, "model"):
             return
         self.bound.__exit__(None, None, None)
+        for name in pyray_ser.names("state "):
+            pyray_ser.delete(name)
         for box in self.boxes:
             box.content = None
         gc.collect()
