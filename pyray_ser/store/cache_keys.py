@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pickle
 import sys
+from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import _core
 from ..pickling.serialization import dumps, unpicklable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+__all__ = ["digest_of_arguments", "digest_of_function", "name_of", "text_of_scalars"]
 
-__all__ = ["SCALARS", "digest_of_arguments", "digest_of_function", "text_of_scalars"]
-
-# Values of exactly these types are identified by their `repr`.
+# Values of exactly these types need no pickling.
 SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None)})
+# Names of the main module: multiprocessing's spawned children import it under the second one.
+_MAIN = ("__main__", "__mp_main__")
 _SIZE = 16
+# The maximum length of text and bytes that `text_of_scalars` repeats.
+_SHORT = 1000
+
+_make_hash: Callable[[], Any] | None = None
 
 
 def _new_hash() -> Any:
     """Return a hash object of 128 bits: XXH3 if the package xxhash is installed, because it is ten times as fast."""
-    try:
-        import xxhash
-    except ImportError:
-        return hashlib.blake2b(digest_size=_SIZE)
-    return xxhash.xxh3_128()
+    global _make_hash
+    if _make_hash is None:
+        try:
+            from xxhash import xxh3_128
+
+            _make_hash = xxh3_128
+        except ImportError:
+            _make_hash = functools.partial(hashlib.blake2b, digest_size=_SIZE)
+    return _make_hash()
 
 
-def text_of_scalars(args: tuple[Any, ...]) -> str | None:
-    """Return a text that identifies the arguments of a call, or None if some argument is not a scalar."""
+def text_of_scalars(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Return a text that identifies the arguments of a call, or None if some argument is not a short scalar."""
     for value in args:
-        if type(value) not in SCALARS:
+        if type(value) not in SCALARS or (type(value) in (str, bytes) and len(value) > _SHORT):
             return None
-    return repr(args)
+    try:
+        if not kwargs:
+            return repr(args)
+        for value in kwargs.values():
+            if type(value) not in SCALARS or (type(value) in (str, bytes) and len(value) > _SHORT):
+                return None
+        return f"{args!r}{sorted(kwargs.items())!r}"
+    except ValueError:  # an int with more digits than Python converts
+        return None
 
 
 def digest_of_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -55,48 +72,82 @@ def digest_of_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     SerializationError
         If an argument cannot be pickled.
     """
-    state = _new_hash()
+    feeder = _Feeder(_new_hash())
     try:
-        _feed(state, (args, sorted(kwargs.items())))
+        feeder.add((args, sorted(kwargs.items())))
     except Exception as error:
         found = unpicklable((args, kwargs), error)
         if found is error:
             raise
         raise found from error
-    return str(state.hexdigest())
+    return str(feeder.state.hexdigest())
 
 
-def _feed(state: Any, value: Any) -> None:
-    kind = type(value)
-    if kind in SCALARS:
-        _mark(state, kind.__name__, repr(value).encode())
-    elif kind is tuple or kind is list:
-        _mark(state, kind.__name__, str(len(value)).encode())
-        for item in value:
-            _feed(state, item)
-    elif kind is dict:
-        _mark(state, "dict", str(len(value)).encode())
-        for item in value.items():
-            _feed(state, item)
-    elif kind is set or kind is frozenset:
-        # The order of a set differs between processes.
-        parts = sorted(digest_of_arguments((item,), {}) for item in value)
-        _mark(state, kind.__name__, "".join(parts).encode())
-    elif kind is _core.ObjectRef:
-        _mark(state, "ref", value.binary())
-    else:
-        buffers: list[pickle.PickleBuffer] = []
-        stream = dumps(value, protocol=5, buffer_callback=buffers.append)
-        _mark(state, "pickle", bytes(stream))
-        for buffer in buffers:
-            with buffer.raw() as raw:
-                _mark(state, "buffer", raw)
+class _Feeder:
+    """Adds values to a hash object."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+        # The containers and objects that contain the value that is being added.
+        self._outer: list[int] = []
+
+    def mark(self, kind: str, data: Any) -> None:
+        """Add bytes; their length separates them from the next ones."""
+        self.state.update(f"{kind} {len(data)} ".encode())
+        self.state.update(data)
+
+    def add(self, value: Any) -> None:
+        kind = type(value)
+        if kind in SCALARS:
+            self.mark(kind.__name__, _bytes_of_scalar(value))
+        elif kind is _core.ObjectRef:
+            self.mark("ref", value.binary())
+        elif isinstance(value, type):
+            self.mark("class", name_of(value).encode())
+        elif id(value) in self._outer:
+            self.mark("outer", str(self._outer.index(id(value))).encode())
+        elif kind in (tuple, list, dict, set, frozenset) or kind.__module__ in _MAIN or isinstance(value, FunctionType):
+            self._outer.append(id(value))
+            self._add_parts(value, kind)
+            self._outer.pop()
+        else:
+            buffers: list[pickle.PickleBuffer] = []
+            stream = dumps(value, protocol=5, buffer_callback=buffers.append)
+            self.mark("pickle", bytes(stream))
+            for buffer in buffers:
+                with buffer.raw() as raw:
+                    self.mark("buffer", raw)
+
+    def _add_parts(self, value: Any, kind: type) -> None:
+        if kind in (tuple, list, dict):
+            self.mark(kind.__name__, str(len(value)).encode())
+            for item in value.items() if kind is dict else value:
+                self.add(item)
+        elif kind in (set, frozenset):
+            # The order of a set differs between processes.
+            self.mark(kind.__name__, "".join(sorted(digest_of_arguments((item,), {}) for item in value)).encode())
+        elif isinstance(value, FunctionType):
+            self.mark("function", digest_of_function(value).encode())
+        else:
+            # A class of the main module is pickled by value, with an identifier that differs between processes.
+            self.mark("object", name_of(kind).encode())
+            reduced = value.__reduce_ex__(4)
+            if isinstance(reduced, str):
+                self.mark("global", reduced.encode())
+                return
+            for part in reduced:
+                if isinstance(part, Iterator):
+                    part = list(part)
+                self.add(part)
 
 
-def _mark(state: Any, kind: str, data: Any) -> None:
-    # The length separates this part from the next one.
-    state.update(f"{kind} {len(data)} ".encode())
-    state.update(data)
+def _bytes_of_scalar(value: Any) -> bytes:
+    if type(value) is bytes:
+        return value
+    if type(value) is str:
+        return value.encode("utf-8", "surrogatepass")
+    # Python limits the number of decimal digits, but not of hexadecimal ones.
+    return (hex(value) if type(value) is int else repr(value)).encode()
 
 
 def digest_of_function(function: Callable[..., Any]) -> str:
@@ -115,50 +166,49 @@ def digest_of_function(function: Callable[..., Any]) -> str:
     -------
     str
     """
-    state = hashlib.blake2b(digest_size=_SIZE)
-    _mark(state, "python", repr(sys.version_info[:2]).encode())
-    _feed_function(state, function, set())
-    return state.hexdigest()
+    feeder = _Feeder(hashlib.blake2b(digest_size=_SIZE))
+    feeder.mark("python", repr(sys.version_info[:2]).encode())
+    _add_function(feeder, function, set())
+    return str(feeder.state.hexdigest())
 
 
-def _feed_function(state: Any, function: Any, seen: set[int]) -> None:
+def _add_function(feeder: _Feeder, function: Any, seen: set[int]) -> None:
     inner = getattr(function, "__func__", function)
     inner = getattr(inner, "__wrapped__", inner)
     if not isinstance(inner, FunctionType):
-        _mark(state, "callable", _name_of(inner).encode())
+        feeder.mark("callable", name_of(inner).encode())
         return
     if id(inner) in seen:
         return
     seen.add(id(inner))
-    _feed_code(state, inner.__code__)
+    _add_code(feeder, inner.__code__)
     for value in (*(inner.__defaults__ or ()), *(inner.__kwdefaults__ or {}).values()):
-        _feed_constant(state, value, inner, seen)
+        _add_constant(feeder, value, inner, seen)
     for cell in inner.__closure__ or ():
         try:
             value = cell.cell_contents
         except ValueError:
             continue  # the variable has no value yet
-        _feed_constant(state, value, inner, seen)
+        _add_constant(feeder, value, inner, seen)
     for name in sorted(_names_in(inner.__code__)):
         if name in inner.__globals__:
-            _mark(state, "global", name.encode())
-            _feed_global(state, inner.__globals__[name], inner, seen)
+            feeder.mark("global", name.encode())
+            _add_global(feeder, inner.__globals__[name], inner, seen)
 
 
-def _feed_code(state: Any, code: CodeType) -> None:
-    _mark(state, "code", code.co_code)
-    _mark(state, "names", repr((code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)).encode())
-    _mark(
-        state,
+def _add_code(feeder: _Feeder, code: CodeType) -> None:
+    feeder.mark("code", code.co_code)
+    feeder.mark("names", repr((code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)).encode())
+    feeder.mark(
         "shape",
         repr((code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)).encode(),
     )
-    _mark(state, "exceptions", code.co_exceptiontable)
+    feeder.mark("exceptions", code.co_exceptiontable)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            _feed_code(state, constant)
+            _add_code(feeder, constant)
         else:
-            _feed(state, constant)
+            feeder.add(constant)
 
 
 def _names_in(code: CodeType) -> set[str]:
@@ -169,36 +219,36 @@ def _names_in(code: CodeType) -> set[str]:
     return found
 
 
-def _feed_constant(state: Any, value: Any, owner: FunctionType, seen: set[int]) -> None:
+def _add_constant(feeder: _Feeder, value: Any, owner: FunctionType, seen: set[int]) -> None:
     """Add a value that belongs to the function: by its code if it is a function, otherwise by its content."""
     if callable(value):
-        _feed_global(state, value, owner, seen)
+        _add_global(feeder, value, owner, seen)
         return
     try:
-        _feed(state, value)
+        feeder.add(value)
     except TypeError:  # it cannot be pickled, for example a lock
-        _mark(state, "unpicklable", _name_of(type(value)).encode())
+        feeder.mark("unpicklable", name_of(type(value)).encode())
 
 
-def _feed_global(state: Any, value: Any, owner: FunctionType, seen: set[int]) -> None:
+def _add_global(feeder: _Feeder, value: Any, owner: FunctionType, seen: set[int]) -> None:
     ours = getattr(value, "__module__", None) == owner.__module__
     if isinstance(value, type) and ours:
-        _mark(state, "class", _name_of(value).encode())
+        feeder.mark("class", name_of(value).encode())
         if id(value) not in seen:
             seen.add(id(value))
             for name, member in sorted(vars(value).items()):
                 if isinstance(getattr(member, "__func__", member), FunctionType):
-                    _mark(state, "method", name.encode())
-                    _feed_function(state, member, seen)
+                    feeder.mark("method", name.encode())
+                    _add_function(feeder, member, seen)
     elif isinstance(value, FunctionType) and ours:
-        _feed_function(state, value, seen)
+        _add_function(feeder, value, seen)
     elif isinstance(value, (type, FunctionType, BuiltinFunctionType, ModuleType)):
-        _mark(state, "import", _name_of(value).encode())
+        feeder.mark("import", name_of(value).encode())
     elif _is_immutable(value):
-        _feed(state, value)
+        feeder.add(value)
     else:
         # Processes may have changed it differently.
-        _mark(state, "variable", _name_of(type(value)).encode())
+        feeder.mark("variable", name_of(type(value)).encode())
 
 
 def _is_immutable(value: Any) -> bool:
@@ -207,5 +257,7 @@ def _is_immutable(value: Any) -> bool:
     return type(value) in (tuple, frozenset) and all(map(_is_immutable, value))
 
 
-def _name_of(value: Any) -> str:
-    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', getattr(value, '__name__', type(value).__name__))}"
+def name_of(value: Any) -> str:
+    """Return module and name of a function or class, the same in all processes."""
+    module = getattr(value, "__module__", "")
+    return f"{_MAIN[0] if module in _MAIN else module}.{getattr(value, '__qualname__', getattr(value, '__name__', type(value).__name__))}"

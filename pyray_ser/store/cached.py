@@ -102,7 +102,7 @@ class _Cache:
             if self.name is not None:
                 label = self.name
             else:
-                label = f"{self.function.__module__}.{self.function.__qualname__}"
+                label = cache_keys.name_of(self.function)
                 # Leave room for two digests.
                 label = label.encode()[:100].decode(errors="ignore")
                 label = f"{label}-{cache_keys.digest_of_function(self.function)[:16]}"
@@ -113,7 +113,7 @@ class _Cache:
         """Return the name of the result for these arguments, in UTF-8."""
         if self.key is not None:
             args, kwargs = (self.key(*args, **kwargs),), {}
-        text = None if kwargs else cache_keys.text_of_scalars(args)
+        text = cache_keys.text_of_scalars(args, kwargs)
         if text is None:
             return f"{self.prefix}{cache_keys.digest_of_arguments(args, kwargs)}".encode()
         found = self._known.get(text)

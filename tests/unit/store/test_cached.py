@@ -383,6 +383,76 @@ def test_digests_are_the_same_in_every_process():
     assert len({run(script) for _ in range(4)}) == 1
 
 
+def test_arguments_of_every_kind_have_a_digest():
+    huge, cyclic = 10**5000, []
+    cyclic.append(cyclic)
+    values = [
+        huge,
+        huge + 1,
+        "\ud800",
+        "a" * 5000,
+        b"a" * 5000,
+        cyclic,
+        [cyclic],
+        [[]],
+        len,
+        np.sum,
+        np.int64(1),
+        1,
+        -0.0,
+        0.0,
+    ]
+    digests = [cache_keys.digest_of_arguments((value,), {}) for value in values]
+    assert len(set(digests)) == len(values)
+    assert digests == [cache_keys.digest_of_arguments((value,), {}) for value in values]
+    assert cache_keys.digest_of_arguments((float("nan"),), {}) == cache_keys.digest_of_arguments((float("nan"),), {})
+    assert cache_keys.text_of_scalars((huge,), {}) is None and cache_keys.text_of_scalars(("a" * 5000,), {}) is None
+    texts = [
+        ((), {}),
+        (("a",), {}),
+        ((), {"a": 1}),
+        ((), {"a": "1"}),
+        (("a", 1), {}),
+        ((("a", 1),), {}),
+        ((1,), {"b": 2}),
+    ]
+    found = [cache_keys.text_of_scalars(*call) for call in texts]
+    assert found[5] is None and len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_children_of_every_start_method_share_results(method):
+    output = run(f"""
+import multiprocessing as mp, os
+import pyray_ser
+
+class Point:
+    def __init__(self, x):
+        self.x, self.tags = x, {{"a", "b", "c"}}
+
+def helper(x):
+    return x
+
+@pyray_ser.cached
+def function(point, other=helper):
+    return point.x, os.getpid()
+
+def call(x):
+    return function(Point(x)), function(Point(x), other=helper)
+
+if __name__ == "__main__":
+    pyray_ser.init()
+    with mp.get_context("{method}").Pool(2) as pool:
+        found = pool.map(call, [1, 2, 1, 2, 1, 2])
+    assert call(1) == found[0] and call(2) == found[1]
+    assert len(set(found)) == 2 and os.getpid() not in {{pid for pair in found for _, pid in pair}}
+    restored = pyray_ser.loads(pyray_ser.dumps(function))
+    assert restored(Point(1)) == found[0][0] and restored.cache_info().misses == 4
+    print(function.cache_info().misses)
+""")
+    assert output == "4"
+
+
 # ---- processes ------------------------------------------------------------------------------------------------------------
 
 PROGRAM = """
