@@ -226,7 +226,7 @@ def _add_constant(feeder: _Feeder, value: Any, owner: FunctionType, seen: set[in
         return
     try:
         feeder.add(value)
-    except TypeError:  # it cannot be pickled, for example a lock
+    except (TypeError, AttributeError, pickle.PicklingError):  # it cannot be pickled, for example a lock
         feeder.mark("unpicklable", name_of(type(value)).encode())
 
 
