@@ -212,7 +212,9 @@ def once(rounds: int, processes: int = 64, elements: int = 25_000_000) -> None:
         delays.append(times[-1] - times[0])
         pyray_ser.free(pyray_ser.names()["once"])
     print(f"once: {processes} processes, one result of {elements * 8 // 10**6} MB, the factory ran once")
-    print(f"  the last process had it {quartile(delays) * 1e3:.1f} ms after the first one (worst {max(delays) * 1e3:.1f} ms)")
+    print(
+        f"  the last process had it {quartile(delays) * 1e3:.1f} ms after the first one (worst {max(delays) * 1e3:.1f} ms)"
+    )
 
 
 def _follower(connection, last: int) -> None:
@@ -255,7 +257,9 @@ def replace(rounds: int, versions: int = 100) -> None:
     copy = (time.perf_counter() - began) / 20
     print("replace: one publisher of 100 MB, 8 readers that follow")
     print(f"  {versions / spent:.0f} versions per second, {spent / versions / copy:.2f} x the time of a copy")
-    print(f"  readers saw {min(seen)} to {max(seen)} of {versions} versions, none torn; at most {most / 100e6:.2f} copies")
+    print(
+        f"  readers saw {min(seen)} to {max(seen)} of {versions} versions, none torn; at most {most / 100e6:.2f} copies"
+    )
 
 
 ROWS = {"hit": hit, "miss": miss, "memory": memory, "once": once, "replace": replace}

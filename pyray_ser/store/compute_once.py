@@ -131,7 +131,6 @@ class Turn:
         return f"{maker} has not finished computing {self.name!r}"
 
     def _check_owner(self) -> None:
-        self.store.look()
         claim = _core.find_name(self.store, self._claim_name)
         if claim is not None and not _core.creator_of(claim):
             _core.unbind_name(self.store, self._claim_name, claim)

@@ -29,8 +29,9 @@ def run(path):
 
 
 def _case(value, name, text):
-    """Return a parameter; a program that needs torch belongs to the heavy tests, which install it."""
-    return pytest.param(value, id=name, marks=[pytest.mark.heavy] if "import torch" in text else [])
+    """Return a parameter; a program that needs more packages belongs to the heavy tests, which install them."""
+    more = any(word in text for word in ("import torch", "Needs gunicorn", "Needs pytest-xdist"))
+    return pytest.param(value, id=name, marks=[pytest.mark.heavy] if more else [])
 
 
 # This matches a warning of multiprocessing's resource tracker, and the source line that `warnings` adds.
