@@ -319,7 +319,7 @@ def objects() -> list[dict[str, Any]]:
         ``id``, ``serial``, ``size``, ``extent`` in bytes, ``state``, ``ref_holders`` and ``pin_holders`` (numbers of
         processes), ``tokens_and_edges`` (number of messages and objects that hold it), ``creator_pid`` (None if that
         process has ended), ``created`` (seconds since the epoch), ``freed``, ``orphaned``, ``spilled`` (it is in a
-        file), ``name`` (None if the object has no name).
+        file), ``name`` (None if the object has no name), ``uses`` (number of hits of a result of `cached`).
 
     Examples
     --------

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from .. import _core
-from ..store import allocation_sites
+from ..store import allocation_sites, cached
 from .look import clients, each
 from .output import age, bytes_text, count, printable, table, write_json
 from .stores import add_selection
@@ -48,8 +48,17 @@ def row(record: dict[str, Any]) -> list[str]:
         str(record["ref_holders"]),
         str(record["pin_holders"]),
         str(record["tokens_and_edges"]),
-        printable(record["name"] or ""),
+        printable(_name_text(record)),
     ]
+
+
+def _name_text(record: dict[str, Any]) -> str:
+    """Return the name of an object; for a result of `pyray_ser.cached`, the function and the number of hits."""
+    name: str = record["name"] or ""
+    if not name.startswith(cached.PREFIX):
+        return name
+    function, _, digest = name.removeprefix(cached.PREFIX).rpartition("/")
+    return f"counts of {function}" if digest == cached.COUNTER else f"result of {function}, hits: {record['uses']}"
 
 
 HEADS = ("SERIAL", "SIZE", "AGE", "STATE", "OWNER", "REFS", "VIEWS", "HELD", "NAME")

@@ -22,14 +22,14 @@ from .compute_once import Turn
 if TYPE_CHECKING:
     from .._core import ObjectRef
 
-__all__ = ["CacheInfo", "Cached", "cached"]
+__all__ = ["COUNTER", "PREFIX", "CacheInfo", "Cached", "cached"]
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
-_PREFIX = f"{by_name.RESERVED}cached/"
+PREFIX = f"{by_name.RESERVED}cached/"
 # The entry of a function that counts; other entries end with the hexadecimal digest of their arguments.
-_COUNTER = "count"
+COUNTER = "count"
 # The maximum number of digests that a process remembers for a function.
 _MOST = 10_000
 _FOREVER = 0xFFFFFFFF
@@ -106,7 +106,7 @@ class _Cache:
                 # Leave room for two digests.
                 label = label.encode()[:100].decode(errors="ignore")
                 label = f"{label}-{cache_keys.digest_of_function(self.function)[:16]}"
-            self._prefix = f"{_PREFIX}{label}/"
+            self._prefix = f"{PREFIX}{label}/"
         return self._prefix
 
     def encoded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -143,12 +143,12 @@ class _Cache:
                 return _core.find_name(turn.store, turn.name)
             except (ObjectStoreFullError, StoreFullError) as error:
                 # Results of other functions go, too: whatever was used least recently.
-                if not self.drop(turn.store, _PREFIX, getattr(error, "size", None) or 1):
+                if not self.drop(turn.store, PREFIX, getattr(error, "size", None) or 1):
                     if not self._warned:
                         self._warned = True
                         _log.warning(
                             "a result of %s is not cached (this is reported once): %s",
-                            self.prefix[len(_PREFIX) : -1],
+                            self.prefix[len(PREFIX) : -1],
                             error,
                         )
                     return None
@@ -171,7 +171,7 @@ class _Cache:
         """Return the results and their sizes in bytes, the least recently used ones first."""
         found = []
         for entry in self.entries(store, prefix):
-            if entry.name.endswith(f"/{_COUNTER}"):
+            if entry.name.endswith(f"/{COUNTER}"):
                 continue
             try:
                 size = _core.ObjectRef.from_binary(entry.identity).size
@@ -207,7 +207,7 @@ class _Cache:
         """Add to the counts of a function."""
         if not uses and not misses:
             return
-        name = f"{prefix or self.prefix}{_COUNTER}"
+        name = f"{prefix or self.prefix}{COUNTER}"
         while not _core.count_name(store, name.encode(), uses, misses):
             try:
                 _core.put(None, name=name)

@@ -199,7 +199,7 @@ cdef class Store:
 
     def records(self):
         """Return one dict per object, in slot order."""
-        cdef dict named = {entry[1]: entry[0] for entry in names_of(self)}
+        cdef dict named = {entry[1]: (entry[0], entry[5]) for entry in names_of(self)}
         cdef prs_record[64] found
         cdef uint32_t cursor = 0
         cdef int n, i
@@ -215,13 +215,14 @@ cdef class Store:
             if n < 0:
                 fail(n, NULL, self)
             for i in range(n):
+                name, uses = named.get(oid_bytes(&found[i].id), (None, 0))
                 out.append({
                     "id": oid_bytes(&found[i].id).hex(), "serial": found[i].id.serial, "size": found[i].size,
                     "extent": found[i].extent, "offset": found[i].off, "state": STATES.get(found[i].state, "unknown"),
                     "ref_holders": found[i].ref_holders, "pin_holders": found[i].pin_holders,
                     "tokens_and_edges": found[i].tokens_and_edges, "creator_pid": found[i].creator_pid or None,
                     "created": now - found[i].age, "age": found[i].age, "freed": bool(found[i].freed), "orphaned": bool(found[i].orphaned),
-                    "spilled": bool(found[i].spilled), "name": named.get(oid_bytes(&found[i].id)),
+                    "spilled": bool(found[i].spilled), "name": name, "uses": uses,
                 })
             if n < 64:
                 return out

@@ -192,6 +192,26 @@ def test_ls_tells_where_objects_were_made(monkeypatch):
     assert several.endswith(" Maker.make") and sealed.endswith(" <module>") and child.endswith(" in_the_child")
 
 
+def test_ls_shows_the_results_of_cached_functions():
+    run(
+        """
+        import os, subprocess, sys
+        import pyray_ser
+        pyray_ser.init()
+        @pyray_ser.cached
+        def embeddings(n):
+            return [n] * n
+        for n in (5, 5, 5, 7):
+            embeddings(n)
+        command = [sys.executable, "-P", "-m", "pyray_ser", "ls", str(os.getpid())]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        ends = sorted(line.rpartition("of __main__.embeddings-")[2][16:] for line in lines if "embeddings" in line)
+        assert ends == ["", ", hits: 0", ", hits: 2"], lines
+        assert "counts of __main__.embeddings-" in str(lines)
+        """
+    )
+
+
 def test_ls_sorts_and_cuts(owner):
     found = answer("ls", owner.name, "--sort", "size", "-n", "3")
     sizes = [record["size"] for record in found["objects"]]

@@ -66,7 +66,7 @@ def test_a_value_that_cannot_be_stored_replaces_nothing(name):
     with pytest.raises(exc.SerializationError):
         pyray_ser.put(threading.Lock(), name=name, replace=True)
     with pytest.raises(exc.ObjectStoreFullError):
-        pyray_ser.put(np.zeros(pyray_ser.stats()["capacity"], "u1"), name=name, replace=True)
+        pyray_ser.put(np.broadcast_to(np.uint8(0), pyray_ser.stats()["capacity"]), name=name, replace=True)
     assert pyray_ser.get_by_name(name) == "old"
     assert pyray_ser.names(details=True)[name].version == version
 
