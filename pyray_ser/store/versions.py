@@ -36,13 +36,18 @@ class Versions:
     """
 
     def __init__(self, name: str, newer_than: int, timeout: float | None, mmap_mode: MmapMode) -> None:
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout must be None or a number >= 0, not {timeout!r}")
+        if mmap_mode not in ("r", "c"):
+            raise ValueError(f'mmap_mode must be "r" or "c", not {mmap_mode!r}')
         self.name = by_name.usable(name)
-        self.version = newer_than
+        self.version = max(0, newer_than)
         self.ref: ObjectRef[Any] | None = None
         self.time = 0.0
         self._timeout = timeout
         self._mode = mmap_mode
         self._store = by_name.current()
+        _core.find_name(self._store, self.name)  # raises if the name cannot be one
 
     def __repr__(self) -> str:
         return f"<versions of {self.name!r}, {self.version} is the last that was read>"

@@ -166,6 +166,15 @@ static void token_take(struct stage *c)
     (void)prs_token_take(c->s, &c->id, PRS_TOKEN_ONCE, &c->token);
 }
 
+/* If a stopped client held the lock when the victim sent a reference, the sticky holder keeps the object until it is
+ * freed. */
+static void drop_kept(struct stage *c)
+{
+    if (prs_load_seqcst(&prs_slot_at(c->s, c->id.slot)->holders[0]) & (1ull << PRS_STICKY_CLIENT))
+        CHECK_EQ(prs_free(c->s, &c->id, &ignored), PRS_OK);
+    drop_id(c);
+}
+
 static void make_sent(struct stage *c)
 {
     make_small(c);
@@ -406,7 +415,7 @@ static const operation operations[] = {
     {"free", false, false, make_small, nothing, end_for_all, drop_id},
     {"free, own, large", false, false, nothing, own_large, end_for_all, nothing},
     {"free, large, held elsewhere", false, false, make_large, nothing, end_for_all, drop_id},
-    {"send", false, false, make_small, nothing, token_take, drop_id},
+    {"send", false, false, make_small, nothing, token_take, drop_kept},
     {"receive", false, false, make_sent, nothing, token_claim, drop_sent},
     {"drop a message", false, false, make_sent, nothing, drop_sent, drop_sent},
     {"name an object inside", false, false, make_small, draft_ordered, add_edge, drop_id},

@@ -65,8 +65,18 @@ def test_a_value_that_cannot_be_stored_replaces_nothing(name):
     version = pyray_ser.names(details=True)[name].version
     with pytest.raises(exc.SerializationError):
         pyray_ser.put(threading.Lock(), name=name, replace=True)
-    with pytest.raises(exc.ObjectStoreFullError):
-        pyray_ser.put(np.broadcast_to(np.uint8(0), pyray_ser.stats()["capacity"]), name=name, replace=True)
+    run("""
+        import numpy as np
+        import pyray_ser
+        pyray_ser.init(capacity="4M")
+        pyray_ser.put("old", name="name")
+        try:
+            pyray_ser.put(np.zeros(1_000_000), name="name", replace=True)
+        except pyray_ser.exceptions.ObjectStoreFullError:
+            assert pyray_ser.get_by_name("name") == "old"
+        else:
+            raise AssertionError("it fits")
+    """)
     assert pyray_ser.get_by_name(name) == "old"
     assert pyray_ser.names(details=True)[name].version == version
 
@@ -213,6 +223,21 @@ def test_a_watcher_returns_the_newest_version_once(name):
     timer.start()
     assert next(watcher) == 6
     timer.join()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"timeout": -1}, ValueError),
+        ({"mmap_mode": "w"}, ValueError),
+        ({"name": ""}, ValueError),
+        ({"name": 5}, TypeError),
+    ],
+    ids=str,
+)
+def test_a_watcher_with_wrong_arguments(name, wrong, error):
+    with pytest.raises(error):
+        pyray_ser.watch(**{"name": name, **wrong})
 
 
 def test_an_async_watcher(name):
