@@ -249,6 +249,63 @@ def test_a_full_store_drops_results_and_then_caches_nothing():
     )
 
 
+def test_a_full_table_of_names_drops_results_and_then_caches_nothing():
+    run(
+        """
+        import asyncio, logging, sys
+        import pyray_ser
+        logging.basicConfig(stream=sys.stdout, format="%(message).60s")
+        pyray_ser.init(capacity="512M")
+        @pyray_ser.cached
+        def echo(i):
+            return i
+        @pyray_ser.cached
+        async def later(i):
+            return i
+        assert [echo(i) for i in range(3)] == [0, 1, 2]
+        taken = 0
+        try:
+            while True:
+                pyray_ser.put(None, name=str(taken))
+                taken += 1
+        except pyray_ser.exceptions.StoreFullError:
+            pass
+        assert [echo(i) for i in range(6)] == [0, 1, 2, 3, 4, 5]
+        assert asyncio.run(later(7)) == 7
+        assert echo.cache_info().entries <= 3
+        """,
+        errors=True,
+    )
+
+
+@pytest.mark.parametrize("ttl", [1e30, float("inf")])
+def test_results_that_hardly_become_too_old(cached, ttl):
+    function = cached(ttl=ttl)(lambda: object)
+    assert function() is function() is object
+    assert function.cache_info()[:2] == (1, 1)
+
+
+def test_a_fresh_result_of_another_process_is_not_dropped(cached, monkeypatch):
+    @cached(ttl=100)
+    def function():
+        return 1
+
+    real, hidden = pyray_ser._core.use_name, []
+
+    def use_name(*args):
+        # Another process puts the result after the first look.
+        if hidden:
+            hidden.pop()
+            return None
+        return real(*args)
+
+    function()
+    monkeypatch.setattr(pyray_ser._core, "use_name", use_name)
+    hidden.extend([1, 1])
+    assert function() == 1
+    assert function.cache_info().misses == 1
+
+
 def test_results_become_too_old(cached):
     calls = []
 
