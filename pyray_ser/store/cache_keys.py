@@ -24,8 +24,8 @@ _MAIN = ("__main__", "__mp_main__")
 _SIZE = 16
 # Callables that return what the function in their attribute `__wrapped__` returns.
 _TRANSPARENT = (type(functools.lru_cache(len)), staticmethod, classmethod)
-# Modules whose objects cannot be pickled, but do not change the result of a function: locks, events and the like.
-_SYNCHRONIZATION = frozenset({"_thread", "threading", "asyncio.locks", "multiprocessing.synchronize"})
+# Modules whose objects cannot be pickled, but do not change the result of a function: locks, weak dictionaries and the like.
+_WITHOUT_CONTENT = frozenset({"_thread", "threading", "asyncio.locks", "multiprocessing.synchronize", "weakref"})
 # The maximum length of text and bytes that `text_of_scalars` repeats.
 _SHORT = 1000
 
@@ -81,12 +81,12 @@ def digest_of_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     feeder = _Feeder(_new_hash())
     try:
         feeder.add((args, sorted(kwargs.items())))
+        return feeder.digest()
     except Exception as error:
         found = unpicklable((args, kwargs), error)
         if found is error:
             raise
         raise found from error
-    return str(feeder.state.hexdigest())
 
 
 class _Pickler(Pickler):
@@ -105,6 +105,8 @@ class _Feeder:
         self._outer: list[int] = []
         # The functions and classes that were added, by their id.
         self._known: dict[int, tuple[int, Any]] = {}
+        # The functions and classes that others name. They are added last, because a chain of them may be long.
+        self.named: list[Any] = []
         # Whether values that cannot be pickled count with their type only.
         self.lenient = False
 
@@ -115,6 +117,13 @@ class _Feeder:
             return False
         self._known[id(value)] = (len(self._known), value)  # keep it, so that no other object gets its id
         return True
+
+    def digest(self) -> str:
+        """Return the digest of all that was added."""
+        self.lenient = True
+        for value in self.named:  # this adds further ones
+            _add_function(self, value)
+        return str(self.state.hexdigest())
 
     def mark(self, kind: str, data: Any) -> None:
         """Add bytes; their length separates them from the next ones."""
@@ -204,12 +213,13 @@ def digest_of_function(function: Callable[..., Any]) -> str:
     feeder.mark("python", repr(sys.version_info[:2]).encode())
     try:
         _add_function(feeder, function)
+        return feeder.digest()
     except Exception as error:
         found = unpicklable(function, error)
         if found is error:
             raise
+        found.add_note("hint: give cached() a name, so that it needs no digest of the function")
         raise found from error
-    return str(feeder.state.hexdigest())
 
 
 def _add_function(feeder: _Feeder, function: Any) -> None:
@@ -310,8 +320,8 @@ def _add_constant(feeder: _Feeder, value: Any) -> None:
         _add_global(feeder, value, value.__module__)
     elif isinstance(value, (FunctionType, BuiltinFunctionType, MethodType, functools.partial, *_TRANSPARENT)):
         _add_function(feeder, value)
-    elif type(value).__module__ in _SYNCHRONIZATION:
-        feeder.mark("synchronization", name_of(type(value)).encode())
+    elif type(value).__module__ in _WITHOUT_CONTENT:
+        feeder.mark("without content", name_of(type(value)).encode())
     else:
         try:
             feeder.add(value)
@@ -322,29 +332,22 @@ def _add_constant(feeder: _Feeder, value: Any) -> None:
 
 
 def _add_global(feeder: _Feeder, value: Any, module: str) -> None:
-    """Add a value that the code in a module names; a decorator may have given it values that cannot be pickled."""
-    before, feeder.lenient = feeder.lenient, True
-    _add_named(feeder, value, module)
-    feeder.lenient = before
-
-
-def _add_named(feeder: _Feeder, value: Any, module: str) -> None:
+    """Add a value that the code in a module names."""
     ours = getattr(value, "__module__", None) == module
     inner = getattr(value, "__func__", getattr(value, "__wrapped__", None))
     if isinstance(value, type):
         feeder.mark("class", name_of(value).encode())
         if ours:
-            _add_class(feeder, value)
+            feeder.named.append(value)
     elif isinstance(value, FunctionType):
+        feeder.mark("import", name_of(value).encode())
         if ours or not _is_importable(value):
-            _add_function(feeder, value)
-        else:
-            feeder.mark("import", name_of(value).encode())
+            feeder.named.append(value)
     elif isinstance(value, (BuiltinFunctionType, ModuleType)):
         feeder.mark("import", name_of(value).encode())
     elif isinstance(inner, FunctionType) and (inner.__module__ == module or not _is_importable(inner)):
         feeder.mark("decorated", name_of(type(value)).encode())
-        _add_function(feeder, inner)
+        feeder.named.append(inner)
     elif isinstance(value, functools.partial):
         feeder.mark("partial", str(len(value.args)).encode())
         for part in (value.func, *value.args, *sorted(value.keywords.items())):
@@ -362,7 +365,7 @@ def _add_named(feeder: _Feeder, value: Any, module: str) -> None:
         # Processes may have changed it differently.
         feeder.mark("variable", name_of(type(value)).encode())
         if type(value).__module__ == module:
-            _add_class(feeder, type(value))
+            feeder.named.append(type(value))
 
 
 def _is_immutable(value: Any) -> bool:

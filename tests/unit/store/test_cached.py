@@ -545,6 +545,16 @@ def test_functions_that_refer_to_each_other():
     assert cache_keys.digest_of_arguments((make(),), {}) == cache_keys.digest_of_arguments((make(),), {})
 
 
+def test_a_long_chain_of_functions_has_a_digest():
+    chain = "\n".join(f"def f{i}(x): return f{i + 1}(x)" for i in range(1000))
+    digests = [digest(f"{chain}\ndef f1000(x): return {value}\nf = f0") for value in (1, 2, 1)]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_generic_function_is_cached(cached):
+    assert cached()(functools.singledispatch(lambda x: x + 1))(2) == 3
+
+
 def test_a_reference_inside_an_argument_is_not_held(cached):
     calls = []
 
