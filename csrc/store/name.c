@@ -70,12 +70,15 @@ static void unchain(prs_store *s, uint32_t i)
 {
     uint32_t *at = bucket(s, s->names[i].hash), n = entries(s);
     /* unreached: damage: a chain that leaves the table or has no end */
-    for (uint32_t steps = 0; at && *at && *at <= n && steps <= n; steps++) {
-        if (*at == i + 1) {
+    for (uint32_t steps = 0; at && steps <= n; steps++) {
+        uint32_t next = prs_load_relaxed(at);
+        if (next == 0 || next > n)
+            return;
+        if (next == i + 1) {
             *at = s->names[i].next;
             return;
         }
-        at = &s->names[*at - 1].next;
+        at = &s->names[next - 1].next;
     }
 }
 
@@ -100,7 +103,7 @@ static uint32_t search(const prs_store *s, const char *text, size_t len)
         /* unreached: untested 2: two names with the same hash */
         if (e->serial && e->hash == hash && e->len == len && memcmp(e->text, text, len) == 0)
             return at - 1;
-        at = e->next;
+        at = prs_load_relaxed(&e->next);
     }
     return PRS_NIL;
 }
@@ -109,7 +112,7 @@ static uint32_t search(const prs_store *s, const char *text, size_t len)
 static uint32_t clear(prs_store *s, uint32_t i)
 {
     prs_name *e = &s->names[i];
-    uint32_t link = e->link;
+    uint32_t link = prs_load_relaxed(&e->link);
     unchain(s, i);
     e->serial = 0;
     PRS_POINT(name_cleared);
@@ -271,17 +274,17 @@ out:
 static void describe(const prs_store *s, uint32_t i, prs_name_info *info)
 {
     const prs_name *e = &s->names[i];
-    uint32_t now = prs_age(s), since = now;
+    uint32_t now = prs_age(s), since = now, link = prs_load_relaxed(&e->link), slot = prs_load_relaxed(&e->slot);
     info->version = e->version;
     info->uses = e->uses;
     info->used = e->used;
     info->note = e->note;
-    info->keeps = e->link != PRS_NIL;
+    info->keeps = link != PRS_NIL;
     /* unreached: damage: an index beyond the table */
-    if (info->keeps && e->link < prs_load_relaxed(&s->links_seen))
-        since = s->links[e->link].created;
-    else if (e->slot < prs_load_relaxed(&s->slots_seen))
-        since = prs_load_relaxed(&prs_slot_at(s, e->slot)->created);
+    if (info->keeps && link < prs_load_relaxed(&s->links_seen))
+        since = s->links[link].created;
+    else if (slot < prs_load_relaxed(&s->slots_seen))
+        since = prs_load_relaxed(&prs_slot_at(s, slot)->created);
     info->age = now > since ? now - since : 0;
 }
 
@@ -413,11 +416,12 @@ int prs_name_next(prs_store *s, uint32_t *cursor, char text[PRS_NAME_MAX + 1], p
     int found = 0;
     for (uint32_t n = entries(s); *cursor < n && !found; ++*cursor) {
         const prs_name *e = &s->names[*cursor];
+        uint32_t len = prs_load_relaxed(&e->len); /* read it once: another process may damage it after the check */
         /* unreached: damage */
-        if (e->len > PRS_NAME_MAX || !alive(s, e))
+        if (len > PRS_NAME_MAX || !alive(s, e))
             continue;
-        memcpy(text, e->text, e->len);
-        text[e->len] = 0;
+        memcpy(text, e->text, len);
+        text[len] = 0;
         *id = object_of(s, e);
         if (info)
             describe(s, *cursor, info);
@@ -443,9 +447,10 @@ void prs_names_settle(prs_store *s)
     uint32_t n = entries(s);
     for (uint32_t i = 0; i < n; i++) {
         prs_name *e = &s->names[i];
+        uint32_t replaced = prs_load_relaxed(&e->replaces);
         /* unreached: damage: an entry that is not in the table, or the same one */
-        if (e->serial && e->replaces && e->replaces <= n && e->replaces != i + 1)
-            s->names[e->replaces - 1].serial = 0;
+        if (e->serial && replaced && replaced <= n && replaced != i + 1)
+            s->names[replaced - 1].serial = 0;
         e->replaces = 0;
         /* unreached: damage: a version above its counter */
         if (e->serial && e->version > s->super->arena.name_version)
@@ -461,9 +466,10 @@ void prs_names_rebuild(prs_store *s)
     uint32_t n = entries(s), links = prs_links_published(s);
     for (uint32_t i = 0; i < n; i++) {
         prs_name *e = &s->names[i];
+        uint32_t link = prs_load_relaxed(&e->link);
         /* unreached: damage 2 */
-        if (e->serial && e->link != PRS_NIL &&
-            (e->link >= links || s->links[e->link].kind != PRS_LINK_NAME || s->links[e->link].owner != i))
+        if (e->serial && link != PRS_NIL &&
+            (link >= links || s->links[link].kind != PRS_LINK_NAME || s->links[link].owner != i))
             e->serial = 0;
     }
     rechain(s);
@@ -483,15 +489,15 @@ int prs_names_check(prs_store *s, prs_error *error)
         return prs_fail(error, PRS_E_CORRUPT, 0, "%u names are in chains, and %u are used", chained, used);
     for (uint32_t i = 0; i < n; i++) {
         const prs_name *e = &s->names[i];
+        uint32_t link = prs_load_relaxed(&e->link), len = prs_load_relaxed(&e->len);
         if (e->serial == 0 || !alive(s, e))
             continue;
-        if (e->len > PRS_NAME_MAX ||
-            (e->link != PRS_NIL && (e->link >= links || s->links[e->link].kind != PRS_LINK_NAME ||
-                                    s->links[e->link].owner != i || s->links[e->link].inner != e->serial)))
+        if (len > PRS_NAME_MAX || (link != PRS_NIL && (link >= links || s->links[link].kind != PRS_LINK_NAME ||
+                                                       s->links[link].owner != i || s->links[link].inner != e->serial)))
             return prs_fail(error, PRS_E_CORRUPT, 0, "name %u does not hold its object", i);
         if (e->replaces || e->version == 0 || e->version > s->super->arena.name_version)
             return prs_fail(error, PRS_E_CORRUPT, 0, "name %u has a wrong version", i);
-        if (e->hash != hash_of(e->text, e->len))
+        if (e->hash != hash_of(e->text, len))
             return prs_fail(error, PRS_E_CORRUPT, 0, "name %u is damaged", i);
     }
     return PRS_OK;

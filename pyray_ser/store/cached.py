@@ -73,6 +73,7 @@ class Cached(Protocol[P, R]):
 class _Entry(NamedTuple):
     name: str
     identity: bytes
+    age: int
     uses: int
     used: int
     note: int
@@ -90,7 +91,7 @@ class _Cache:
         self.key = key
         self.ttl = ttl
         # The engine knows ages in whole seconds.
-        self.max_age = _FOREVER if ttl is None else max(1, round(ttl))
+        self.max_age = _FOREVER if ttl is None else max(1, round(min(ttl, _FOREVER)))
         self._prefix = ""
         self._known: dict[str, bytes] = {}
         self._warned = False
@@ -130,7 +131,8 @@ class _Cache:
         ref = _core.use_name(turn.store, turn.name.encode(), self.max_age)
         if ref is None and self.ttl is not None:
             for old in self.entries(turn.store, turn.name):
-                self.forget(turn.store, old)
+                if old.age >= self.max_age:  # another process may have replaced it meanwhile
+                    self.forget(turn.store, old)
         return ref
 
     def store_result(self, turn: Turn, value: Any) -> ObjectRef[Any] | None:
@@ -142,15 +144,7 @@ class _Cache:
             except NameExistsError:
                 return _core.find_name(turn.store, turn.name)
             except (ObjectStoreFullError, StoreFullError) as error:
-                # Results of other functions go, too: whatever was used least recently.
-                if not self.drop(turn.store, PREFIX, getattr(error, "size", None) or 1):
-                    if not self._warned:
-                        self._warned = True
-                        _log.warning(
-                            "a result of %s is not cached (this is reported once): %s",
-                            self.prefix[len(PREFIX) : -1],
-                            error,
-                        )
+                if not self.make_room(turn.store, error):
                     return None
                 continue
             if self.maxsize is not None:
@@ -159,11 +153,31 @@ class _Cache:
                     self.drop(turn.store, self.prefix, excess)
             return ref
 
+    def claim(self, turn: Turn) -> bool | None:
+        """Do the same as `Turn.claim`; return None if there is no room for a claim even without results."""
+        while True:
+            try:
+                return turn.claim()
+            except (ObjectStoreFullError, StoreFullError) as error:
+                if not self.make_room(turn.store, error):
+                    return None
+
+    def make_room(self, store: _core.Store, error: Exception) -> bool:
+        """Drop results of any function, those that were used least recently; return whether there were any."""
+        if self.drop(store, PREFIX, getattr(error, "size", None) or 1):
+            return True
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "a result of %s is not cached (this is reported once): %s", self.prefix[len(PREFIX) : -1], error
+            )
+        return False
+
     def entries(self, store: _core.Store, prefix: str) -> list[_Entry]:
         """Return the entries whose names start with a prefix, with those that count."""
         return [
-            _Entry(name, identity, uses, used, note)
-            for name, identity, _, _, _, uses, used, note in _core.names_of(store)
+            _Entry(name, identity, age, uses, used, note)
+            for name, identity, _, age, _, uses, used, note in _core.names_of(store)
             if name.startswith(prefix)
         ]
 
@@ -273,7 +287,10 @@ def _wrapper(cache: _Cache) -> Callable[..., Any]:
             else:
                 turn.wait()
             ref = cache.look_up(turn)
-            if ref is None and turn.claim():
+            claimed = ref is None and cache.claim(turn)
+            if claimed is None:
+                return _plain(function(*args, **kwargs))
+            if claimed:
                 try:
                     turn.begin()
                     ref = cache.look_up(turn)
@@ -311,7 +328,10 @@ def _async_wrapper(cache: _Cache) -> Callable[..., Any]:
             else:
                 await turn.wait_async()
             ref = cache.look_up(turn)
-            if ref is None and turn.claim():
+            claimed = ref is None and cache.claim(turn)
+            if claimed is None:
+                return await function(*args, **kwargs)
+            if claimed:
                 try:
                     turn.begin()
                     ref = cache.look_up(turn)

@@ -31,8 +31,9 @@ __all__ = ["Turn", "get_or_put", "get_or_put_async"]
 _PAUSE = 0.005
 # Maximum number of seconds until a waiter checks again whether the process that computes is alive.
 _CHECK = 0.1
-# The names that the current thread or asyncio task is computing, with the ids of their stores.
-_computing: ContextVar[frozenset[tuple[int, str]]] = ContextVar("pyray_ser names being computed", default=frozenset())
+# The turns in which the current thread or asyncio task computes. A task that a factory starts and leaves behind keeps
+# them, although they have ended.
+_computing: ContextVar[tuple[Turn, ...]] = ContextVar("pyray_ser turns that compute", default=())
 
 
 def _claim_name(name: str) -> str:
@@ -63,7 +64,7 @@ class Turn:
         self._timeout = timeout
         self._end = None if timeout is None else time.monotonic() + timeout
         self._claim: ObjectRef[Any] | None = None
-        self._before: Any = None
+        self._pid = 0
         self._seen = 0
         self._checked = 0.0
 
@@ -78,7 +79,7 @@ class Turn:
 
     def claim(self) -> bool:
         """Try to become the one that computes the value; return whether this succeeded."""
-        if (self.store.id, self.name) in _computing.get():
+        if any(turn.computes(self) for turn in _computing.get()):
             raise RuntimeError(
                 f"the factory of {self.name!r} asks for {self.name!r} itself, and would wait for itself without end; "
                 "hint: use another name inside the factory"
@@ -87,13 +88,18 @@ class Turn:
             return False
         try:
             self._claim = _core.put(os.getpid(), name=self._claim_name, ephemeral=True)
+            self._pid = os.getpid()
         except NameExistsError:
             return False
         return True
 
     def begin(self) -> None:
         """Record that this thread or task computes the value, until `end`."""
-        self._before = _computing.set(_computing.get() | {(self.store.id, self.name)})
+        _computing.set((*_computing.get(), self))
+
+    def computes(self, other: Turn) -> bool:
+        """Return whether this turn computes the value that another one wants."""
+        return self._claim is not None and (self.store.id, self.name) == (other.store.id, other.name)
 
     def publish(self, value: Any) -> ObjectRef[Any] | None:
         """Put the value; return its reference, or None if the program has put another value under this name meanwhile."""
@@ -104,11 +110,11 @@ class Turn:
 
     def end(self) -> None:
         """Give back the claim, which wakes the processes that wait."""
-        before, self._before = self._before, None
-        if before is not None:
-            _computing.reset(before)
+        # A coroutine that is closed with its event loop ends in another context, so a token would be refused here.
+        _computing.set(tuple(turn for turn in _computing.get() if turn is not self))
         claim, self._claim = self._claim, None
-        if claim is not None and not self.store.closed:
+        # A child that was forked by the factory may end this call, too; the claim is that of its parent.
+        if claim is not None and self._pid == os.getpid() and not self.store.closed:
             _core.unbind_name(self.store, self._claim_name, claim)
 
     def left(self) -> float:
@@ -230,7 +236,8 @@ async def get_or_put_async(
     name, timeout, mmap_mode
         As for `get_or_put`.
     factory : callable
-        A coroutine function, which runs in the event loop, or a function, which runs in a thread.
+        A coroutine function, which runs in the event loop, or a function, which runs in a thread. If the function
+        returns a coroutine, that one runs in the event loop.
 
     Returns
     -------
@@ -260,6 +267,8 @@ async def get_or_put_async(
                         value = await factory()
                     else:
                         value = await asyncio.to_thread(factory)
+                        if inspect.isawaitable(value):
+                            value = await value
                     # Copying a large value takes a while, and so does pickling.
                     ref = await asyncio.to_thread(turn.publish, value)
                     del value

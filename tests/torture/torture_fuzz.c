@@ -263,6 +263,15 @@ static void use(prs_store *s, uint64_t *rng)
     for (int rounds = 0; prs_name_next(s, &cursor, text, &id, NULL) > 0 && rounds < 10000; rounds++)
         (void)prs_state(s, &id);
     (void)prs_name_find(s, "weights", 7, &id, NULL);
+    prs_name_info info;
+    if (prs_name_use(s, "weights", 7, 1000, &id, &info) == PRS_OK) {
+        (void)prs_name_bind(s, "weights", 7, &id, PRS_NAME_REPLACE, &e);
+        (void)prs_name_bind(s, "other", 5, &id, PRS_NAME_EPHEMERAL, &e);
+        prs_unref(s, &id);
+    }
+    (void)prs_name_count(s, "other", 5, 1, 1);
+    (void)prs_name_move(s, "weights", 7, "moved", 5, &e);
+    (void)prs_name_unbind(s, "moved", 5, NULL, &info, &e);
     cursor = 0;
     for (int rounds = 0; prs_flights(s, &cursor, flight, 16, &e) > 0 && rounds < 1000; rounds++)
         ;
@@ -297,6 +306,7 @@ static uint64_t somewhere(const prs_super *p, uint64_t *rng)
         {offsetof(prs_super, lock), sizeof *p - offsetof(prs_super, lock)},
         {p->clients_off, 4 * sizeof(prs_client)},
         {p->names_off, 2 * sizeof(prs_name)},
+        {p->buckets_off, PRS_NAME_BUCKETS * sizeof(uint32_t)},
         {p->slots_off, (uint64_t)40 * p->slot_stride},
         {p->extents_off, 48 * sizeof(prs_extent)},
         {p->links_off, 8 * sizeof(prs_link)},

@@ -17,6 +17,8 @@ WALL_CLOCK = re.compile(
 SHOWN = {
     "pyx/pyray_ser/_core/prelude.pxi": "when an object was made, for `records` and `flights`",
     "pyray_ser/cli/top.py": "when a line of `top --json` was written",
+    "pyray_ser/store/by_name.py": "when a name was bound, for `names`",
+    "pyray_ser/store/versions.py": "when a name was bound, for `watch`",
 }
 
 

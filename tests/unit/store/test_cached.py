@@ -5,7 +5,7 @@ import functools
 import inspect
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 
 import numpy as np
 import pytest
@@ -249,6 +249,63 @@ def test_a_full_store_drops_results_and_then_caches_nothing():
     )
 
 
+def test_a_full_table_of_names_drops_results_and_then_caches_nothing():
+    run(
+        """
+        import asyncio, logging, sys
+        import pyray_ser
+        logging.basicConfig(stream=sys.stdout, format="%(message).60s")
+        pyray_ser.init(capacity="512M")
+        @pyray_ser.cached
+        def echo(i):
+            return i
+        @pyray_ser.cached
+        async def later(i):
+            return i
+        assert [echo(i) for i in range(3)] == [0, 1, 2]
+        taken = 0
+        try:
+            while True:
+                pyray_ser.put(None, name=str(taken))
+                taken += 1
+        except pyray_ser.exceptions.StoreFullError:
+            pass
+        assert [echo(i) for i in range(6)] == [0, 1, 2, 3, 4, 5]
+        assert asyncio.run(later(7)) == 7
+        assert echo.cache_info().entries <= 3
+        """,
+        errors=True,
+    )
+
+
+@pytest.mark.parametrize("ttl", [1e30, float("inf")])
+def test_results_that_hardly_become_too_old(cached, ttl):
+    function = cached(ttl=ttl)(lambda: object)
+    assert function() is function() is object
+    assert function.cache_info()[:2] == (1, 1)
+
+
+def test_a_fresh_result_of_another_process_is_not_dropped(cached, monkeypatch):
+    @cached(ttl=100)
+    def function():
+        return 1
+
+    real, hidden = pyray_ser._core.use_name, []
+
+    def use_name(*args):
+        # Another process puts the result after the first look.
+        if hidden:
+            hidden.pop()
+            return None
+        return real(*args)
+
+    function()
+    monkeypatch.setattr(pyray_ser._core, "use_name", use_name)
+    hidden.extend([1, 1])
+    assert function() == 1
+    assert function.cache_info().misses == 1
+
+
 def test_results_become_too_old(cached):
     calls = []
 
@@ -352,10 +409,165 @@ def test_an_edited_function_has_another_digest():
         "class C:\n def m(self): return 2\ndef f(x): return C().m()",
         "def f(x):\n try: return x\n except ValueError: return 1",
         "def f(x): return f(x - 1) if x else 0",
+        "class C:\n limit = 1\ndef f(x): return C.limit",
+        "class C:\n limit = 2\ndef f(x): return C.limit",
+        "class C:\n @property\n def p(self): return 1\ndef f(x): return C().p",
+        "class C:\n @property\n def p(self): return 2\ndef f(x): return C().p",
+        "import functools\nclass C:\n @functools.cached_property\n def p(self): return 1\ndef f(x): return C().p",
+        "import functools\nclass C:\n @functools.cached_property\n def p(self): return 2\ndef f(x): return C().p",
+        "class B:\n def m(self): return 1\nclass C(B): pass\ndef f(x): return C().m()",
+        "class B:\n def m(self): return 2\nclass C(B): pass\ndef f(x): return C().m()",
+        "class C:\n class D:\n  def m(self): return 1\ndef f(x): return C.D().m()",
+        "class C:\n class D:\n  def m(self): return 2\ndef f(x): return C.D().m()",
+        "import enum\nclass E(enum.Enum):\n A = 1\ndef f(x): return E.A.value",
+        "import enum\nclass E(enum.Enum):\n A = 2\ndef f(x): return E.A.value",
+        "import enum\nclass E(enum.Enum):\n A = 1\na = E.A\ndef f(x): return a.value",
+        "import enum\nclass E(enum.Enum):\n A = 2\na = E.A\ndef f(x): return a.value",
+        "import functools\n@functools.lru_cache\ndef g(): return 1\ndef f(x): return g()",
+        "import functools\n@functools.lru_cache\ndef g(): return 2\ndef f(x): return g()",
+        "import functools\ng = functools.partial(pow, 1)\ndef f(x): return g(x)",
+        "import functools\ng = functools.partial(pow, 2)\ndef f(x): return g(x)",
+        "def g(): return 1\nall = (g,)\ndef f(x): return all[0]()",
+        "def g(): return 2\nall = (g,)\ndef f(x): return all[0]()",
+        "class C:\n def m(self): return 1\nc = C()\ndef f(x): return c.m()",
+        "class C:\n def m(self): return 2\nc = C()\ndef f(x): return c.m()",
+        "import functools\n@functools.singledispatch\ndef g(x): return 1\ndef f(x): return g(x)",
+        "import functools\n@functools.singledispatch\ndef g(x): return 2\ndef f(x): return g(x)",
     ]
     digests = [digest(source) for source in sources]
     assert len(set(digests)) == len(sources)
     assert digests == [digest(source) for source in sources]
+
+
+class Scale:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def method(self, x):
+        return self.factor * x
+
+    __call__ = method
+
+
+class Decorator(Scale):
+    def __init__(self, factor, function):
+        super().__init__(factor)
+        functools.update_wrapper(self, function)
+
+
+def scaled(factor, wraps=functools.wraps):
+    def decorate(function):
+        @wraps(function)
+        def wrapper(*args):
+            return factor * function(*args)
+
+        return wrapper
+
+    return decorate
+
+
+def one():
+    return 1
+
+
+def another():
+    return 1
+
+
+def closure(value):
+    return lambda: value
+
+
+def local_class(value):
+    class Local:
+        def method(self):
+            return value
+
+    return Local
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: scaled(2)(closure(n)),
+        lambda n: scaled(n)(one),
+        lambda n: scaled(2, wraps=lambda function: lambda wrapper: wrapper)(closure(n)),
+        lambda n: Scale(n).method,
+        lambda n: Scale(n),
+        lambda n: Decorator(n, one),
+        lambda n: functools.partial(pow, n),
+        lambda n: functools.partial(pow, exp=n),
+        lambda n: str(n).count,
+        lambda n: closure(Scale(n)),
+        lambda n: closure(Scale(n).method),
+        lambda n: closure(functools.partial(pow, n)),
+        lambda n: closure(str(n).count),
+        lambda n: functools.lru_cache(closure(n)),
+        lambda n: [one, another][n],
+        lambda n: local_class(n)().method,
+        local_class,
+    ],
+)
+def test_functions_with_the_same_code_are_told_apart(make):
+    functions = [make(n) for n in (0, 1, 0)]
+    for digests in (
+        [cache_keys.digest_of_function(function) for function in functions],
+        [cache_keys.digest_of_arguments((function,), {}) for function in functions],
+    ):
+        assert digests[0] != digests[1]
+        assert digests[0] == digests[2]
+
+
+def test_classes_with_the_same_name_are_told_apart():
+    for classes in (
+        [local_class(1), local_class(2)],
+        [namedtuple("Pair", "a b"), namedtuple("Pair", "x y")],
+    ):
+        assert len({cache_keys.digest_of_arguments((one,), {}) for one in classes}) == 2
+
+
+def test_a_function_that_belongs_to_something_that_cannot_be_pickled(cached):
+    generator = (value for value in ())
+    with pytest.raises(exc.SerializationError):
+        pyray_ser.cached()(lambda: list(generator))()
+    assert cached(name="named")(lambda: list(generator))() == []
+    lock = threading.Lock()
+    assert cached()(lambda: lock.locked())() is False
+
+
+def test_functions_that_refer_to_each_other():
+    def make():
+        functions = []
+        functions.append(lambda: functions)
+        return functions[0]
+
+    assert cache_keys.digest_of_function(make()) == cache_keys.digest_of_function(make())
+    assert cache_keys.digest_of_arguments((make(),), {}) == cache_keys.digest_of_arguments((make(),), {})
+
+
+def test_a_long_chain_of_functions_has_a_digest():
+    chain = "\n".join(f"def f{i}(x): return f{i + 1}(x)" for i in range(1000))
+    digests = [digest(f"{chain}\ndef f1000(x): return {value}\nf = f0") for value in (1, 2, 1)]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_generic_function_is_cached(cached):
+    assert cached()(functools.singledispatch(lambda x: x + 1))(2) == 3
+
+
+def test_a_reference_inside_an_argument_is_not_held(cached):
+    calls = []
+
+    @cached()
+    def function(argument):
+        calls.append(1)
+        return 1
+
+    ref = pyray_ser.put(b"x" * 1000)
+    for _ in range(3):
+        assert function(OrderedDict(a=ref)) == 1
+    assert calls == [1]
+    assert pyray_ser.stats()["in_flight"] == 0
 
 
 def test_variables_that_may_change_do_not_count():

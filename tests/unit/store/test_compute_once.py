@@ -526,3 +526,73 @@ if __name__ == "__main__":
     assert pyray_ser.get_or_put(name, lambda: 3) == 3
 """
     )
+
+
+# ---- odd factories --------------------------------------------------------------------------------------------------------
+
+
+def test_an_async_factory_may_return_a_coroutine(name):
+    async def download():
+        return "downloaded"
+
+    assert asyncio.run(pyray_ser.get_or_put_async(name, lambda: download())) == "downloaded"
+
+
+def test_a_task_that_outlives_its_factory_may_ask_for_the_same_name(name):
+    async def download():
+        return "again"
+
+    async def later(done):
+        await done.wait()
+        return await pyray_ser.get_or_put_async(name, download)
+
+    async def main():
+        done, tasks = asyncio.Event(), []
+
+        async def factory():
+            tasks.append(asyncio.create_task(later(done)))
+            return "first"
+
+        assert await pyray_ser.get_or_put_async(name, factory) == "first"
+        pyray_ser.delete(name)
+        done.set()
+        return await tasks[0]
+
+    assert asyncio.run(main()) == "again"
+
+
+def test_a_coroutine_that_is_closed_with_its_loop_gives_back_its_claim(name):
+    async def forever():
+        await asyncio.sleep(1000)
+
+    loop = asyncio.new_event_loop()
+    coroutine = pyray_ser.get_or_put_async(name, forever)
+    task = loop.create_task(coroutine)
+    loop.run_until_complete(asyncio.sleep(0.05))
+    assert len(claims()) == 1
+    coroutine.close()  # as the interpreter does if the task is never awaited
+    assert not claims()
+    task._log_destroy_pending = False
+    loop.close()
+
+
+def test_a_child_that_leaves_the_factory_does_not_give_back_the_claim():
+    run(
+        """
+        import os
+        import pyray_ser
+        pyray_ser.init()
+        def factory():
+            pid = os.fork()
+            if pid == 0:
+                raise SystemExit(7)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+            found = [entry[0] for entry in pyray_ser._core.names_of(pyray_ser.init())]
+            assert found == ["pyray_ser/computing/name"], found
+            return 1
+        try:
+            assert pyray_ser.get_or_put("name", factory) == 1
+        except SystemExit as leaving:
+            os._exit(leaving.code)
+        """
+    )
