@@ -67,8 +67,8 @@ def no_file_left_in_the_checkout():
 
 
 def checkout_entries() -> set[str]:
-    """Return the names at the top of the checkout, except hidden ones, which test tools create."""
-    return {name for name in os.listdir(ROOT) if not name.startswith(".")}
+    """Return the names at the top of the checkout, except those that test tools create: hidden ones, and gcov's."""
+    return {name for name in os.listdir(ROOT) if not name.startswith(".") and not name.endswith(".gcov")}
 
 
 @pytest.fixture(scope="session")

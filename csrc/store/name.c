@@ -125,7 +125,7 @@ static uint32_t clear(prs_store *s, uint32_t i)
 }
 
 /* Return whether entry `i` is unused; clear it first if its object no longer exists. */
-static bool usable(prs_store *s, uint32_t i)
+static bool usable_again(prs_store *s, uint32_t i)
 {
     if (s->names[i].serial == 0)
         return true;
@@ -145,7 +145,7 @@ static uint32_t vacant(prs_store *s)
     for (uint32_t step = 0; step < limit; step++) {
         uint32_t i = a->name_hand = a->name_hand < n ? a->name_hand : 0;
         a->name_hand++;
-        if (usable(s, i))
+        if (usable_again(s, i))
             return i;
     }
     if (n == PRS_NAMES_MAX)
@@ -168,7 +168,7 @@ static int back(prs_store *s, void *table, uint64_t offset, uint64_t from, uint6
 
 /* Back the entries that a bind may use for the first time, before taking the lock, as for every table; then take the
  * lock, with a free link. */
-static int begin(prs_store *s, prs_error *error)
+static int lock_for_bind(prs_store *s, prs_error *error)
 {
     uint32_t n = entries(s), width = buckets(s), margin = 16;
     uint32_t end = n + margin < PRS_NAMES_MAX ? n + margin : PRS_NAMES_MAX;
@@ -183,7 +183,7 @@ static int begin(prs_store *s, prs_error *error)
 
 /* Give back the lock, and free the objects in these slots if nobody holds them.  If a name was bound or unbound, wake
  * the clients that wait for one. */
-static void finish(prs_store *s, bool changed, uint32_t first, uint32_t second)
+static void unlock_and_wake(prs_store *s, bool changed, uint32_t first, uint32_t second)
 {
     prs_unlock(s);
     if (first != PRS_NIL)
@@ -235,7 +235,7 @@ int prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id,
     int rc = prs_state(s, id);
     if (rc < 0)
         return prs_fail(error, rc, 0, "only a living, sealed object can be named");
-    if ((rc = begin(s, error)) < 0)
+    if ((rc = lock_for_bind(s, error)) < 0)
         return rc;
     uint32_t i = search(s, name, len), old = PRS_NIL, orphan = PRS_NIL, link = PRS_NIL;
     bool undone = false, keep = !(flags & PRS_NAME_EPHEMERAL);
@@ -266,7 +266,7 @@ int prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id,
     orphan = old == PRS_NIL ? orphan : before;
 out:
     /* unreached: race: prs_free ran between the check and the lock */
-    finish(s, rc == PRS_OK, orphan, undone ? id->slot : PRS_NIL);
+    unlock_and_wake(s, rc == PRS_OK, orphan, undone ? id->slot : PRS_NIL);
     return rc;
 }
 
@@ -300,7 +300,7 @@ int prs_name_unbind(prs_store *s, const char *name, size_t len, const prs_oid *i
         describe(s, i, info);
     if (found)
         orphan = clear(s, i);
-    finish(s, found, orphan, PRS_NIL);
+    unlock_and_wake(s, found, orphan, PRS_NIL);
     return found ? PRS_OK : prs_fail(error, PRS_E_NOTFOUND, 0, "no object has the name %.100s", name);
 }
 
@@ -308,7 +308,7 @@ int prs_name_move(prs_store *s, const char *name, size_t len, const char *to, si
 {
     if (to_len == 0 || to_len > PRS_NAME_MAX)
         return prs_fail(error, PRS_E_INVAL, 0, "a name has 1 to %d bytes", PRS_NAME_MAX);
-    int rc = begin(s, error);
+    int rc = lock_for_bind(s, error);
     if (rc < 0)
         return rc;
     uint32_t old = search(s, name, len), i = search(s, to, to_len), orphan = PRS_NIL, link = PRS_NIL, gone = PRS_NIL;
@@ -342,13 +342,13 @@ int prs_name_move(prs_store *s, const char *name, size_t len, const char *to, si
     orphan = publish(s, i, to, to_len, &id, link, old);
 out:
     /* unreached: race: prs_free ran between the check and the lock */
-    finish(s, rc == PRS_OK, undone ? id.slot : orphan, gone);
+    unlock_and_wake(s, rc == PRS_OK, undone ? id.slot : orphan, gone);
     return rc;
 }
 
 /* Find the object of a name; if `use` is true, only if it has the name for less than `max_age` seconds, and count it. */
-static int find(prs_store *s, const char *name, size_t len, prs_oid *id, prs_name_info *info, bool use,
-                uint32_t max_age)
+static int find_living(prs_store *s, const char *name, size_t len, prs_oid *id, prs_name_info *info, bool use,
+                       uint32_t max_age)
 {
     if (prs_load_relaxed(&s->closed) || s->orphan)
         return PRS_E_CLOSED;
@@ -384,12 +384,12 @@ static int find(prs_store *s, const char *name, size_t len, prs_oid *id, prs_nam
 
 int prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id, prs_name_info *info)
 {
-    return find(s, name, len, id, info, false, 0);
+    return find_living(s, name, len, id, info, false, 0);
 }
 
 int prs_name_use(prs_store *s, const char *name, size_t len, uint32_t max_age, prs_oid *id, prs_name_info *info)
 {
-    return find(s, name, len, id, info, true, max_age);
+    return find_living(s, name, len, id, info, true, max_age);
 }
 
 int prs_name_count(prs_store *s, const char *name, size_t len, uint32_t uses, uint64_t note)
