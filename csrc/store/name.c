@@ -3,12 +3,13 @@
  * Purpose    A named object outlives the processes that made or read it; a process can find it without
  *            having received a ref.
  * Algorithm  The index is a hash table of chained entries that we use under the store lock; each entry holds its
- *            object through a NAME link.  The number of buckets doubles when there are more entries than buckets.  A bind first writes the link, then the entry, and the entry's
- *            serial last.  The next rebuild ends a link without an entry, and the next bind reuses an entry
- *            whose object no longer exists.  An ephemeral name has no link (PRS_NIL), so it ends with the
- *            last holder of its object.  To replace the object of a name, or to rename an object, we write a second
- *            entry, which names the first one in `replaces`, and then clear the first one.  Only the owner of the
- *            lock sees both; if it dies in between, the rebuild clears the first one.
+ *            object through a NAME link.  The number of buckets doubles when there are more entries than buckets.
+ *            A bind first writes the link, then the entry, and the entry's serial last.  The next rebuild ends a
+ *            link without an entry, and the next bind reuses an entry whose object no longer exists.  An ephemeral
+ *            name has no link (PRS_NIL), so it ends with the last holder of its object.
+ *            To replace the object of a name, or to rename an object, we write a second entry, which names the first
+ *            one in `replaces`, and then clear the first one.  Only the owner of the lock sees both; if it dies in
+ *            between, the rebuild clears the first one.
  * Guarantee  A name leads to at most one living object.  If a process dies at any step, the name is either
  *            bound or unbound; during a replacement it is bound either to the old or to the new object.
  */
@@ -159,6 +160,14 @@ static uint32_t vacant(prs_store *s)
     return n;
 }
 
+/* Return an error if this process is not a client of the store. */
+static int refuse(const prs_store *s, prs_error *error)
+{
+    if (prs_load_relaxed(&s->closed) || s->orphan)
+        return prs_fail(error, PRS_E_CLOSED, 0, "the store is closed, or this process is not a client of it");
+    return PRS_OK;
+}
+
 /* Back the pages from index `from` to index `to` of a table whose elements have `size` bytes. */
 static int back(prs_store *s, void *table, uint64_t offset, uint64_t from, uint64_t to, uint64_t size)
 {
@@ -170,9 +179,12 @@ static int back(prs_store *s, void *table, uint64_t offset, uint64_t from, uint6
  * lock, with a free link. */
 static int lock_for_bind(prs_store *s, prs_error *error)
 {
+    int rc = refuse(s, error);
+    if (rc < 0)
+        return rc;
     uint32_t n = entries(s), width = buckets(s), margin = 16;
     uint32_t end = n + margin < PRS_NAMES_MAX ? n + margin : PRS_NAMES_MAX;
-    int rc = n < end ? back(s, s->names, s->super->names_off, n, end, sizeof(prs_name)) : 0;
+    rc = n < end ? back(s, s->names, s->super->names_off, n, end, sizeof(prs_name)) : 0;
     if (rc >= 0 && n + margin > width && width < PRS_NAMES_MAX)
         rc = back(s, s->name_buckets, s->super->buckets_off, width, width ? 2 * width : PRS_NAME_BUCKETS,
                   sizeof(uint32_t));
@@ -291,8 +303,8 @@ static void describe(const prs_store *s, uint32_t i, prs_name_info *info)
 int prs_name_unbind(prs_store *s, const char *name, size_t len, const prs_oid *id, prs_name_info *info,
                     prs_error *error)
 {
-    int rc = prs_lock_tables(s, error);
-    if (rc < 0)
+    int rc = refuse(s, error);
+    if (rc < 0 || (rc = prs_lock_tables(s, error)) < 0)
         return rc;
     uint32_t i = search(s, name, len), orphan = PRS_NIL;
     bool found = i != PRS_NIL && alive(s, &s->names[i]) && (!id || s->names[i].serial == id->serial);

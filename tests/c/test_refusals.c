@@ -35,6 +35,10 @@ static void refuses_all(prs_store *s, const prs_oid *held, const prs_oid *other)
     CHECK_EQ(prs_flights_end(s, 0, 0, &e), PRS_E_CLOSED);
     CHECK_EQ(prs_name_find(s, "name", 4, &id, NULL), PRS_E_CLOSED);
     CHECK_EQ(prs_name_next(s, &cursor, text, &id, NULL), 0);
+    CHECK_EQ(prs_name_use(s, "name", 4, 1, &id, NULL), PRS_E_CLOSED);
+    CHECK_EQ(prs_name_count(s, "name", 4, 1, 1), PRS_E_CLOSED);
+    CHECK_EQ(prs_name_unbind(s, "name", 4, NULL, NULL, &e), PRS_E_CLOSED);
+    CHECK_EQ(prs_name_move(s, "name", 4, "new", 3, &e), PRS_E_CLOSED);
     CHECK_EQ(prs_check(s, &e), PRS_E_CLOSED);
     CHECK_EQ(prs_trim(s, 0), 0);
     CHECK_EQ(prs_reap_dead(s, 0), PRS_OK);

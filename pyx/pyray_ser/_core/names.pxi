@@ -95,11 +95,16 @@ def count_name(Store store not None, bytes encoded not None, uint32_t uses, uint
     cdef int status
     cdef const char *text = encoded
     cdef size_t length = PyBytes_GET_SIZE(encoded)
-    store.check_open()
-    cdef prs_store *handle = begin(store)
-    with nogil:
-        status = prs_name_count(handle, text, length, uses, note)
-    end(handle)
+    cdef prs_store *handle
+    while True:
+        store.check_open()
+        handle = begin(store)
+        with nogil:
+            status = prs_name_count(handle, text, length, uses, note)
+        end(handle)
+        if status != PRS_E_CLOSED:
+            break
+        revive(store)
     if status != PRS_OK and status != PRS_E_NOTFOUND:
         fail(status, NULL, store)
     return status == PRS_OK
@@ -121,12 +126,17 @@ def unbind_name(Store store not None, name, ObjectRef only=None):
     cdef const char *text = encoded
     cdef size_t length = PyBytes_GET_SIZE(encoded)
     cdef const prs_oid *id = NULL if only is None else &only.id
-    store.check_open()
-    error.code = 0
-    cdef prs_store *handle = begin(store)
-    with nogil:
-        status = prs_name_unbind(handle, text, length, id, &info, &error)
-    end(handle)
+    cdef prs_store *handle
+    while True:
+        store.check_open()
+        error.code = 0
+        handle = begin(store)
+        with nogil:
+            status = prs_name_unbind(handle, text, length, id, &info, &error)
+        end(handle)
+        if status != PRS_E_CLOSED:
+            break
+        revive(store)
     if status != PRS_OK and status != PRS_E_NOTFOUND:
         fail(status, &error, store)
     return info.uses if status == PRS_OK else None
@@ -159,12 +169,17 @@ def move_name(Store store not None, old, new):
     cdef const char *text = encoded
     cdef const char *target_text = target
     cdef size_t length = PyBytes_GET_SIZE(encoded), target_length = PyBytes_GET_SIZE(target)
-    store.check_open()
-    error.code = 0
-    cdef prs_store *handle = begin(store)
-    with nogil:
-        status = prs_name_move(handle, text, length, target_text, target_length, &error)
-    end(handle)
+    cdef prs_store *handle
+    while True:
+        store.check_open()
+        error.code = 0
+        handle = begin(store)
+        with nogil:
+            status = prs_name_move(handle, text, length, target_text, target_length, &error)
+        end(handle)
+        if status != PRS_E_CLOSED:
+            break
+        revive(store)
     if status == PRS_E_NOTFOUND:
         name_not_found(old)
     if status == PRS_E_EXISTS:

@@ -182,6 +182,43 @@ def test_waiting_for_a_newer_version(name):
         pyray_ser.get_by_name(f"{name}-none", newer_than=1, timeout=0)
 
 
+def test_a_forked_child_changes_names():
+    """A child that becomes a client at its first use of the store can delete and rename at once."""
+    run("""
+        import os
+        import pyray_ser
+        pyray_ser.init(max_clients=4)
+        pyray_ser.put(1, name="a"), pyray_ser.put(2, name="b")
+        children = []
+        for _ in range(6):  # more than there are client slots
+            reading, writing = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.close(writing)
+                os.read(reading, 1)
+                status = 0
+                for change in (lambda: pyray_ser.delete("a"), lambda: pyray_ser.rename("b", "c")):
+                    try:
+                        change()
+                    except (pyray_ser.exceptions.NameNotFoundError, pyray_ser.exceptions.StoreFullError,
+                            pyray_ser.exceptions.StoreClosedError):
+                        pass
+                    except BaseException:
+                        import traceback
+                        traceback.print_exc()
+                        status = 1
+                os._exit(status)
+            os.close(reading)
+            children.append((pid, writing))
+        for _, writing in children:
+            os.close(writing)
+        for pid, _ in children:
+            assert os.waitpid(pid, 0)[1] == 0
+        pyray_ser.init().check()
+        assert sorted(pyray_ser.names()) == ["c"]
+    """)
+
+
 def test_versions_rise_when_a_name_is_freed_deleted_or_renamed(name):
     seen = []
 
