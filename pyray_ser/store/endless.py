@@ -79,7 +79,7 @@ def check_name(store: _core.Store, name: str) -> None:
     alone = store.path is None and not [pid for pid in store.client_pids() if pid != os.getpid()]
     if alone and not _other_threads() and not _children():
         raise NameNotFoundError(
-            f"no object named {name!r}, and no process is left that could put one: only this one uses {store!r}, which has no "
+            f"no {'newer ' if name in given else ''}object named {name!r}, and no process is left that could put one: only this one uses {store!r}, which has no "
             f"name for others to find it by, and {there}; hint: put(..., name={name!r}) first, or init(name=...) here and where "
             "it is put",
             name=name,

@@ -123,8 +123,13 @@ def _keepers(record: dict[str, Any], kept: dict[int, int], sent: dict[int, int])
     found = []
     if record["state"] == "creating":
         found.append("still being made: seal() or abort() it")
+    from .by_name import RESERVED
+
     if record["name"] and record["tokens_and_edges"]:  # an ephemeral name does not keep its object alive
-        found.append(f"its name {record['name']!r}: free(names()[{record['name']!r}])")
+        if record["name"].startswith(RESERVED):  # names() omits it
+            found.append(f"its name {record['name']!r}: cache_clear() of the function")
+        else:
+            found.append(f"its name {record['name']!r}: free(names()[{record['name']!r}])")
     if pickled:
         found.append(f"{_count(pickled, 'pickled reference')}: free() it or use scope()")
     if messages:
