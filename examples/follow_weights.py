@@ -23,7 +23,7 @@ def act(number, results):
 
 
 def main():
-    pyray_ser.init(capacity="1G")
+    pyray_ser.init()
     results = multiprocessing.Queue()
     actors = [multiprocessing.Process(target=act, args=(number, results)) for number in range(1, ACTORS + 1)]
     for actor in actors:

@@ -1,4 +1,4 @@
-"""Workers that take new settings while they run: one process replaces the settings, all others see them at once."""
+"""Workers that take new settings while they run: one process replaces the settings, and all others read the new ones."""
 
 import multiprocessing
 import time
@@ -16,7 +16,7 @@ def work(stop, results):
 
 
 def main():
-    pyray_ser.init(capacity="16M")
+    pyray_ser.init()
     pyray_ser.put({"limit": 1}, name="settings")
     stop, results = multiprocessing.Event(), multiprocessing.Queue()
     workers = [multiprocessing.Process(target=work, args=(stop, results)) for _ in range(2)]

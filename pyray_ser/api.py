@@ -237,7 +237,7 @@ def names(prefix: str = "", *, details: bool = False) -> dict[str, Any]:
     prefix : str
         Return only names that start with this text.
     details : bool
-        Whether to return a `NamedObject` for each name instead of a reference.
+        If true, return a `NamedObject` for each name instead of a reference.
 
     Returns
     -------

@@ -30,7 +30,7 @@ class NamedObject(NamedTuple):
     time : float
         When the name was bound, in seconds since the epoch, to the second.
     ephemeral : bool
-        Whether the name ends with the last holder of its object.
+        True if the name ends with the last holder of its object.
     """
 
     ref: ObjectRef[Any]
