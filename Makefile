@@ -59,16 +59,15 @@ prerequisites:
 # A venv belongs to one interpreter; another PYTHON= rebuilds it.
 $(STAMP)/python: FORCE | prerequisites
 	@mkdir -p $(STAMP)
-	@"$(PYTHON)" -c 'import sys, sysconfig; print(sys.version, sys.executable, sysconfig.get_platform())' > $@.new
-	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+	@new=$@.$$$$; "$(PYTHON)" -c 'import sys, sysconfig; print(sys.version, sys.executable, sysconfig.get_platform())' > $$new; \
+	  if cmp -s $$new $@; then rm $$new; else mv $$new $@; fi
 
 # The list itself is a prerequisite, so that a removed file counts as a change.
 SOURCES := $(sort $(shell find csrc pyx pyray_ser -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)) \
            setup.py pyproject.toml MANIFEST.in README.md LICENSE
 $(STAMP)/sources: FORCE
 	@mkdir -p $(STAMP)
-	@printf '%s\n' $(SOURCES) > $@.new
-	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+	@new=$@.$$$$; printf '%s\n' $(SOURCES) > $$new; if cmp -s $$new $@; then rm $$new; else mv $$new $@; fi
 
 .PHONY: FORCE
 FORCE:
@@ -161,16 +160,24 @@ dev-test:
 
 # In addition to the light packages: torch and packages that build on numpy. If they take gigabytes, the size is
 # printed first.
-$(STAMP)/installed-heavy: $(STAMP)/installed
-	@echo "install: $(VENV), test-heavy"
+# Their packages have a venv of their own, so that `test` runs with what its extra names.
+HEAVY := $(BUILD)/venv-heavy
+$(STAMP)/venv-heavy: $(STAMP)/python
+	@echo "venv: $(HEAVY)"
+	$(call make_venv,$(HEAVY))
+	@touch $@
+
+$(STAMP)/installed-heavy: $(STAMP)/wheel $(STAMP)/venv-heavy
+	@echo "install: $(HEAVY)"
 	@wheel=$$(echo $(BUILD)/release/*.whl) && \
-	  $(VENV)/bin/python -P tools/download_size.py "$$wheel[test,test-heavy]" && \
-	  $(VENV)/bin/python $(PIP) install "$$wheel[test,test-heavy]"
+	  $(HEAVY)/bin/python -P tools/download_size.py "$$wheel[test,test-heavy]" && \
+	  $(HEAVY)/bin/python $(PIP) install "$$wheel[test,test-heavy]" && \
+	  $(HEAVY)/bin/python $(PIP) install --no-deps --force-reinstall "$$wheel"
 	@touch $@
 
 .PHONY: test-heavy
 test-heavy: $(STAMP)/installed-heavy $(STAMP)/debug $(STAMP)/intruder
-	@rm -f $(TEST_LOG); PYRAY_SER_INTRUDER_PATH=$(INTRUDER) PYRAY_SER_TEST_LOG=$(TEST_LOG) PYRAY_SER_DEBUG_PATH=$(DEBUG) $(PYTEST) -m heavy $(PYTEST_ARGS) || $(TOLD)
+	@rm -f $(TEST_LOG); PYRAY_SER_INTRUDER_PATH=$(INTRUDER) PYRAY_SER_TEST_LOG=$(TEST_LOG) PYRAY_SER_DEBUG_PATH=$(DEBUG) $(HEAVY)/bin/python -P -m pytest -m heavy $(PYTEST_ARGS) || $(TOLD)
 
 # ---------------------------------------------------------------- linters
 

@@ -9,7 +9,7 @@ PEERS_VENV := $(BUILD)/peers/venv
 $(STAMP)/peers: $(STAMP)/installed-heavy
 	@echo "install: $(PEERS_VENV)"
 	$(call make_venv,$(PEERS_VENV))
-	@echo $(VENV)/lib/python*/site-packages > $$(echo $(PEERS_VENV)/lib/python*/site-packages)/tests.pth
+	@echo $(HEAVY)/lib/python*/site-packages > $$(echo $(PEERS_VENV)/lib/python*/site-packages)/tests.pth
 	@$(PEERS_VENV)/bin/python $(PIP) install distributed loky
 	@touch $@
 
