@@ -12,10 +12,7 @@ from . import discovery
 if TYPE_CHECKING:
     from .._core import ObjectRef
 
-__all__ = ["RESERVED", "NamedObject", "current", "delete", "described", "owner_of", "process_text", "rename", "usable"]
-
-# Names with this prefix belong to the package, and `names` omits them.
-RESERVED = "pyray_ser/"
+__all__ = ["NamedObject", "current", "delete", "described", "owner_of", "process_text", "rename"]
 
 
 class NamedObject(NamedTuple):
@@ -44,21 +41,12 @@ def current() -> _core.Store:
     return _core.default() or discovery.open_default()
 
 
-def usable(name: str) -> str:
-    """Return the name; raise if it is reserved for this package."""
-    if isinstance(name, str) and name.startswith(RESERVED):
-        raise ValueError(
-            f"names that start with {RESERVED!r} are reserved for this package: choose another than {name!r}"
-        )
-    return name
-
-
 def described(prefix: str = "") -> dict[str, NamedObject]:
     """Return the named objects whose name starts with a prefix, without those of this package."""
     store, now = current(), time.time()
     found = {}
     for name, *_ in _core.names_of(store):
-        if not name.startswith(prefix) or name.startswith(RESERVED):
+        if not name.startswith(prefix) or name.startswith(_core.NAME_RESERVED):
             continue
         # Omit objects that were freed after they were listed.
         entry = _core.find_version(store, name)
@@ -90,7 +78,7 @@ def delete(name: str) -> None:
     >>> pyray_ser.get(ref)
     {'lr': 0.1}
     """
-    if _core.unbind_name(current(), usable(name)) is None:
+    if _core.unbind_name(current(), _core.usable_name(name)) is None:
         raise NameNotFoundError(name=name)
 
 
@@ -114,7 +102,7 @@ def rename(old: str, new: str) -> None:
     >>> ref = pyray_ser.put({"lr": 0.1}, name="settings")
     >>> pyray_ser.rename("settings", "settings of yesterday")
     """
-    _core.move_name(current(), usable(old), usable(new))
+    _core.move_name(current(), _core.usable_name(old), _core.usable_name(new))
 
 
 def owner_of(store: _core.Store, name: str) -> str | None:

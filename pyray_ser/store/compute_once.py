@@ -37,12 +37,12 @@ _computing: ContextVar[tuple[Turn, ...]] = ContextVar("pyray_ser turns that comp
 
 
 def _claim_name(name: str) -> str:
-    text = f"{by_name.RESERVED}computing/{name}"
+    text = f"{_core.NAME_RESERVED}computing/{name}"
     if len(text.encode()) <= _core.NAME_MAX:
         return text
     import hashlib
 
-    return f"{by_name.RESERVED}computing/{hashlib.sha256(name.encode()).hexdigest()}"
+    return f"{_core.NAME_RESERVED}computing/{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 class Turn:
@@ -87,7 +87,7 @@ class Turn:
         if _core.find_name(self.store, self._claim_name) is not None:
             return False
         try:
-            self._claim = _core.put(os.getpid(), name=self._claim_name, ephemeral=True)
+            self._claim = _core.put_reserved(os.getpid(), self._claim_name, ephemeral=True)
             self._pid = os.getpid()
         except NameExistsError:
             return False
@@ -159,7 +159,7 @@ def _turn(name: str, factory: object, timeout: float | None) -> Turn:
         raise TypeError(f"the factory of get_or_put() is a callable, not {type(factory).__name__!r}")
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout must be None or a number >= 0, not {timeout!r}")
-    return Turn(by_name.current(), by_name.usable(name), timeout)
+    return Turn(by_name.current(), _core.usable_name(name), timeout)
 
 
 def get_or_put(

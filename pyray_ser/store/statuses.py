@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import ENOSPC
 
 from .. import exceptions as exc
-from .._core import STATUS, ObjectRef, Store
+from .._core import NAME_RESERVED, STATUS, ObjectRef, Store
 
 TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
@@ -123,10 +123,8 @@ def _keepers(record: dict[str, Any], kept: dict[int, int], sent: dict[int, int])
     found = []
     if record["state"] == "creating":
         found.append("still being made: seal() or abort() it")
-    from .by_name import RESERVED
-
     if record["name"] and record["tokens_and_edges"]:  # an ephemeral name does not keep its object alive
-        if record["name"].startswith(RESERVED):  # names() omits it
+        if record["name"].startswith(NAME_RESERVED):  # names() omits it
             found.append(f"its name {record['name']!r}: cache_clear() of the function")
         else:
             found.append(f"its name {record['name']!r}: free(names()[{record['name']!r}])")

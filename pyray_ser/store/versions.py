@@ -40,7 +40,7 @@ class Versions:
             raise ValueError(f"timeout must be None or a number >= 0, not {timeout!r}")
         if mmap_mode not in ("r", "c"):
             raise ValueError(f'mmap_mode must be "r" or "c", not {mmap_mode!r}')
-        self.name = by_name.usable(name)
+        self.name = _core.usable_name(name)
         self.version = max(0, newer_than)
         self.ref: ObjectRef[Any] | None = None
         self.time = 0.0

@@ -4,6 +4,8 @@
 
 # Maximum length of a name in bytes of UTF-8.
 NAME_MAX = PRS_NAME_MAX
+# Names with this prefix belong to the package, and `names` omits them.
+NAME_RESERVED = "pyray_ser/"
 
 
 cdef bytes name_bytes(object name):
@@ -18,18 +20,30 @@ cdef bytes name_bytes(object name):
     return encoded
 
 
+def usable_name(name):
+    """Return the name; raise if it is reserved for this package."""
+    if isinstance(name, str) and (<str>name).startswith(NAME_RESERVED):
+        raise ValueError(
+            f"names that start with {NAME_RESERVED!r} are reserved for this package: choose another than {name!r}")
+    return name
+
+
 cdef int bind_encoded(ObjectRef ref, bytes encoded, object name, uint32_t flags=0) except -1:
     cdef prs_error error
     cdef int status
     cdef prs_store *handle
     cdef const char *text = encoded
     cdef size_t length = PyBytes_GET_SIZE(encoded)
-    ref.store.check_open()
-    error.code = 0
-    handle = begin(ref.store)
-    with nogil:
-        status = prs_name_bind(handle, text, length, &ref.id, flags, &error)
-    end(handle)
+    while True:
+        ref.store.check_open()
+        error.code = 0
+        handle = begin(ref.store)
+        with nogil:
+            status = prs_name_bind(handle, text, length, &ref.id, flags, &error)
+        end(handle)
+        # Cached results have names, too.
+        if status != PRS_E_OBJECTS or not drop_results(ref.store, 1):
+            break
     if status == PRS_E_EXISTS:
         name_taken(ref.store, name)
     if status == PRS_E_OBJECTS:

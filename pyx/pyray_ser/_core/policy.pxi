@@ -164,6 +164,13 @@ cdef int warn_of_shrunk_store(uint64_t wanted, uint64_t capacity) except -1:
     return 0
 
 
+cdef bint drop_results(object store, uint64_t size) except -1:
+    """Drop cached results until `size` bytes may be free; return whether there were any."""
+    from pyray_ser.store.cached import drop_results as drop
+
+    return drop(store, size) > 0
+
+
 cdef object new_form(uint32_t flags):
     """Return the `Form` that describes how spill files are written."""
     from pyray_ser.store.spill_codec import Form

@@ -332,7 +332,7 @@ cdef class Store:
 
     cdef int alloc(self, uint64_t size, unsigned flags, prs_draft *draft, int64_t deadline) except -1:
         """
-        Allocate; while the store is full, retry until `deadline` (0: try once).
+        Allocate; while the store is full, drop cached results, then retry until `deadline` (0: try once).
 
         The draft counts as a use of the handle until `seal_or_abort` or `abort`.
         """
@@ -341,6 +341,7 @@ cdef class Store:
         cdef prs_store *handle
         cdef int64_t nap = 1000000
         cdef int rounds = 0
+        cdef bint droppable = True
         while True:
             self.check_open()
             error.code = 0
@@ -367,6 +368,10 @@ cdef class Store:
                         raise
             # An object larger than the whole store never fits.
             hopeless = status == PRS_E_FULL and error.sys_errno == 0 and error.want > error.capacity
+            if status in (PRS_E_FULL, PRS_E_OBJECTS) and not hopeless and droppable:
+                droppable = drop_results(self, size)
+                if droppable:
+                    continue
             if (status not in (PRS_E_FULL, PRS_E_BACKING, PRS_E_OBJECTS) or hopeless or deadline == 0
                     or prx_now() >= deadline):
                 fail(status, &error, self)

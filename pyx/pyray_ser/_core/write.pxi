@@ -673,7 +673,7 @@ def put(value, *, timeout=None, name=None, replace=False, ephemeral=False, expla
     TypeError
         If `value` is an `ObjectRef`, or `name` is not a str.
     ValueError
-        If `timeout` is negative, if `name` is not a valid name, or if `replace` or `ephemeral` is given without a name.
+        If `timeout` is negative, if `name` is not a valid name or starts with ``pyray_ser/``, or if `replace` or `ephemeral` is given without a name.
     ObjectStoreFullError
         If there is no room.
     StoreFullError
@@ -698,7 +698,9 @@ def put(value, *, timeout=None, name=None, replace=False, ephemeral=False, expla
         store = default_or_open()
     cdef ObjectRef ref
     cdef uint32_t flags = (PRS_NAME_REPLACE if replace else 0) | (PRS_NAME_EPHEMERAL if ephemeral else 0)
-    if flags and name is None:
+    if name is not None:
+        usable_name(name)
+    elif flags:
         raise ValueError("replace=True and ephemeral=True are about a name: give one")
     if explain:
         ref = put_value(store, value, deadline) if name is None else put_named(store, value, name, flags, deadline)
@@ -706,3 +708,11 @@ def put(value, *, timeout=None, name=None, replace=False, ephemeral=False, expla
     if name is not None:
         return put_named(store, value, name, flags, deadline)
     return put_value(store, value, deadline)
+
+
+def put_reserved(value, name, *, ephemeral=False):
+    """Store a value in the default store under a name of this package."""
+    cdef Store store = default_store
+    if store is None:
+        store = default_or_open()
+    return put_named(store, value, name, PRS_NAME_EPHEMERAL if ephemeral else 0, 0)

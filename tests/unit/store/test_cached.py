@@ -249,6 +249,39 @@ def test_a_full_store_drops_results_and_then_caches_nothing():
     )
 
 
+def test_a_put_drops_the_least_recently_used_results_when_the_store_is_full():
+    run(
+        """
+        import numpy as np
+        import pyray_ser
+        pyray_ser.init(capacity="16M")
+        @pyray_ser.cached
+        def array(i):
+            return np.full(125_000, i, "f8")  # 1 MB
+        for i in range(8):
+            array(i)
+        held = array(0)  # used last, and held
+        try:
+            pyray_ser.put(np.zeros(4_000_000))
+        except pyray_ser.exceptions.ObjectStoreFullError:
+            assert array.cache_info().entries == 8  # it would not fit into an empty store
+        big = pyray_ser.put(np.zeros(1_250_000))
+        assert 1 <= array.cache_info().entries < 8 and (held == 0).all()
+        misses = array.cache_info().misses
+        assert (array(0) == 0).all() and (array(7) == 7).all() == True
+        # A put that may wait does not wait while there are results.
+        more = [pyray_ser.put(np.zeros(125_000), timeout=60) for _ in range(4)]
+        assert [float(pyray_ser.get(ref).sum()) for ref in [big, *more]] == [0.0] * 5
+        try:
+            while True:
+                more.append(pyray_ser.put([np.zeros(30_000), "list"]))
+        except pyray_ser.exceptions.ObjectStoreFullError:
+            pass
+        assert array.cache_info().entries == 0 and (held == 0).all()
+        """
+    )
+
+
 def test_a_full_table_of_names_drops_results_and_then_caches_nothing():
     run(
         """

@@ -209,6 +209,10 @@ def test_arguments_that_cannot_be(name):
             pyray_ser.get_or_put(wrong, lambda: 1)
     with pytest.raises(ValueError, match="reserved"):
         pyray_ser.get_or_put("pyray_ser/mine", lambda: 1)
+    with pytest.raises(ValueError, match="reserved"):
+        pyray_ser.put(1, name="pyray_ser/mine")
+    with pytest.raises(ValueError, match="reserved"):
+        pyray_ser.put(1, name="pyray_ser/mine", replace=True)
 
 
 # ---- async ----------------------------------------------------------------------------------------------------------------
