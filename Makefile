@@ -181,7 +181,7 @@ test-heavy: $(STAMP)/installed-heavy $(STAMP)/debug $(STAMP)/intruder
 
 # ---------------------------------------------------------------- linters
 
-LINT_PYTHON := setup.py $(wildcard pyray_ser tests bench examples tools)
+LINT_PYTHON := setup.py $(wildcard pyray_ser tests bench examples tools docs)
 # The stubs written by hand; Python modules need none.
 LINT_STUBS   = $(patsubst pyray_ser/%.pyi,pyray_ser.%,$(wildcard pyray_ser/*.pyi))
 LINT_C       = $(shell find csrc tests/c tests/fuzz tests/torture -name '*.[ch]' 2>/dev/null)
@@ -260,7 +260,7 @@ bench-peers: $(STAMP)/bench
 
 # ---------------------------------------------------------------- for contributors
 
-include mk/instrumented.mk mk/engine.mk mk/fuzz.mk mk/versions.mk
+include mk/instrumented.mk mk/engine.mk mk/fuzz.mk mk/versions.mk mk/docs.mk
 
 # ---------------------------------------------------------------- cleaning
 

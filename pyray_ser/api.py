@@ -120,7 +120,9 @@ def init(
 
     Examples
     --------
-    >>> store = pyray_ser.init(capacity="4G", spill_dir="/var/tmp/spill")
+    >>> store = pyray_ser.init(capacity="4G", num_workers=2)
+    >>> store.capacity
+    4294967296
     """
     from .store.options import check
 
@@ -248,6 +250,7 @@ def names(prefix: str = "", *, details: bool = False) -> dict[str, Any]:
 
     Examples
     --------
+    >>> ref = pyray_ser.put({"lr": 0.1}, name="settings")
     >>> pyray_ser.names()
     {'settings': ObjectRef(...)}
     >>> pyray_ser.names(details=True)["settings"].version
@@ -299,6 +302,7 @@ def stats() -> dict[str, int]:
 
     Examples
     --------
+    >>> refs = [pyray_ser.put(numpy.zeros(n)) for n in (10, 100, 1000)]
     >>> pyray_ser.stats()["objects"]
     3
     """
@@ -323,7 +327,10 @@ def objects() -> list[dict[str, Any]]:
 
     Examples
     --------
+    >>> refs = [pyray_ser.put(numpy.zeros(n)) for n in (10, 100, 1000)]
     >>> largest = max(pyray_ser.objects(), key=lambda record: record["size"])
+    >>> largest["size"] >= 8000, largest["state"], largest["ref_holders"]
+    (True, 'sealed', 1)
     """
     return _current().records()
 

@@ -147,7 +147,7 @@ PyDoc_STRVAR(loads_doc,
              "    Safe mode. The globals that the pickle may name: ``\"module:qualname\"`` strings, or a predicate\n"
              "    ``(module, qualname) -> bool``. `pyray_ser.util.SAFE_NUMPY` is a ready set. A frozenset is used as "
              "it is, any\n"
-             "    other collection is copied first. Allowed classes still run their own code: docs/safe-loading.md.\n"
+             "    other collection is copied first. Allowed classes still run their own code.\n"
              "\n"
              "Returns\n"
              "-------\n"
@@ -159,7 +159,12 @@ PyDoc_STRVAR(loads_doc,
              "UnpicklingError\n"
              "    The data is no pickle, or names a global that `allow` does not.\n"
              "EOFError\n"
-             "    The data ends before the pickle does.\n");
+             "    The data ends before the pickle does.\n"
+             "\n"
+             "Examples\n"
+             "--------\n"
+             ">>> pyray_ser.loads(pyray_ser.dumps({\"a\": 1}), allow=())\n"
+             "{'a': 1}\n");
 
 static PyMethodDef loads_method = {"loads", (PyCFunction)(void (*)(void))loads, METH_FASTCALL | METH_KEYWORDS,
                                    loads_doc};

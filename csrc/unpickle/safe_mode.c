@@ -1,4 +1,4 @@
-/* Safe mode restricts even a stream whose names are all allowed (docs/safe-loading.md).
+/* Safe mode restricts even a stream whose names are all allowed (docs/how-to/safe-loading.md).
  *
  * - Opcodes change only objects that this load created. We record the objects that names and persistent ids returned,
  *   and those results of calls that existed before the call; no opcode may change them.

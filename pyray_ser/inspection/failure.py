@@ -28,6 +28,15 @@ class FailureTuple:
         Advice on how to fix the failure.
     error : str
         The message of the pickler.
+
+    Examples
+    --------
+    >>> import io, threading
+    >>> ok, failures = pyray_ser.util.inspect_serializability([threading.Lock()], print_file=io.StringIO())
+    >>> for failure in failures:
+    ...     obj, name, parent = failure
+    ...     print(failure.path, "|", failure.error)
+    [0] | cannot pickle '_thread.lock' object
     """
 
     __slots__ = ("error", "error_type", "hint", "name", "obj", "parent", "path")

@@ -26,6 +26,6 @@ Names that pickles of plain arrays, numpy scalars and dtypes consist of.
 
 None of them has side effects, and none calls anything that is not in the set. In safe mode ``_codecs:encode`` is replaced by a
 function that encodes latin-1 and nothing else. States of dtypes and arrays that NumPy does not write itself are refused.
-docs/safe-loading.md describes what a pickle of these names can do.
+docs/how-to/safe-loading.md describes what a pickle of these names can do.
 Join it with the names of your own classes: ``allow=SAFE_NUMPY | {"mypackage.model:Config"}``.
 """

@@ -125,8 +125,13 @@ def dumps_frames(value: object) -> list[memoryview]:
 
     Examples
     --------
+    >>> import socket
     >>> frames = pyray_ser.dumps_frames(numpy.zeros(1000))
-    >>> socket.sendmsg(frames)
+    >>> sender, receiver = socket.socketpair()
+    >>> sender.sendmsg(frames) == sum(frame.nbytes for frame in frames)
+    True
+    >>> sender.close(), receiver.close()
+    (None, None)
     """
     try:
         return _core.pack_frames(value)
@@ -148,6 +153,12 @@ def loads_frames(frames: Sequence[BufferLike], *, allow: Allow | None = None) ->
     Returns
     -------
     object
+
+    Examples
+    --------
+    >>> frames = pyray_ser.dumps_frames(numpy.arange(3))
+    >>> pyray_ser.loads_frames(frames)
+    array([0, 1, 2])
     """
     return _core.unpack_frames(frames, allow)
 

@@ -86,9 +86,11 @@ def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: in
 
     Examples
     --------
+    >>> arrays = [numpy.full(500_000, i) for i in range(4)]
     >>> with pyray_ser.install():
-    ...     with multiprocessing.Pool(4) as pool:
-    ...         results = pool.map(work, large_arrays)
+    ...     with multiprocessing.get_context("fork").Pool(2) as pool:
+    ...         pool.map(len, arrays)
+    [500000, 500000, 500000, 500000]
     """
     from .patches import Options
     from .patches import install as apply

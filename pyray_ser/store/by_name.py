@@ -28,6 +28,13 @@ class NamedObject(NamedTuple):
         When the name was bound, in seconds since the epoch, to the second.
     ephemeral : bool
         True if the name ends with the last holder of its object.
+
+    Examples
+    --------
+    >>> ref = pyray_ser.put({"lr": 0.1}, name="settings")
+    >>> named = pyray_ser.names(details=True)["settings"]
+    >>> named.ref == ref, named.version, named.ephemeral
+    (True, 1, False)
     """
 
     ref: ObjectRef[Any]

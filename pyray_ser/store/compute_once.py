@@ -199,7 +199,9 @@ def get_or_put(
 
     Examples
     --------
-    >>> model = pyray_ser.get_or_put("model", lambda: load_model("weights.npz"))
+    >>> table = pyray_ser.get_or_put("table", lambda: numpy.arange(4) ** 2)
+    >>> table
+    array([0, 1, 4, 9])
     """
     turn = _turn(name, factory, timeout)
     while True:
@@ -250,7 +252,10 @@ async def get_or_put_async(
 
     Examples
     --------
-    >>> table = await pyray_ser.get_or_put_async("table", download_table)
+    >>> async def download():
+    ...     return {"rate": 1.25}
+    >>> asyncio.run(pyray_ser.get_or_put_async("rates", download))
+    {'rate': 1.25}
     """
     import asyncio
     import inspect

@@ -102,8 +102,12 @@ class scope:
 
     Examples
     --------
+    >>> import pickle
+    >>> ref = pyray_ser.put(1)
     >>> with pyray_ser.scope():
     ...     data = pickle.dumps(ref)  # can be loaded any number of times in here
+    ...     pyray_ser.get(pickle.loads(data))
+    1
     """
 
     def __init__(self) -> None:

@@ -123,7 +123,14 @@ def watch(name: str, *, newer_than: int = 0, timeout: float | None = None, mmap_
 
     Examples
     --------
-    >>> for weights in pyray_ser.watch("weights"):
-    ...     policy.load(weights)
+    >>> versions = pyray_ser.watch("weights", timeout=60)
+    >>> ref = pyray_ser.put({"step": 1}, name="weights", replace=True)
+    >>> next(versions)
+    {'step': 1}
+    >>> ref = pyray_ser.put({"step": 2}, name="weights", replace=True)
+    >>> for weights in versions:
+    ...     print(weights["step"])
+    ...     break
+    2
     """
     return Versions(name, newer_than, timeout, mmap_mode)

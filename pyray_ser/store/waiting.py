@@ -247,6 +247,13 @@ def wait(refs: list[Any], *, num_returns: int = 1, timeout: float | None = None)
     tuple of (list, list)
         The first `num_returns` ready references and the rest, both in the given order. A lost object counts as ready,
         because `get` raises its error immediately.
+
+    Examples
+    --------
+    >>> refs = [pyray_ser.put(i) for i in range(3)]
+    >>> ready, rest = pyray_ser.wait(refs, num_returns=2)
+    >>> len(ready), len(rest)
+    (2, 1)
     """
     from .references import not_refs
 

@@ -47,8 +47,22 @@ def remote(*args: Any, **options: Any) -> Any:
     --------
     >>> @pyray_ser.remote
     ... def total(array):
-    ...     return array.sum()
-    >>> pyray_ser.get(total.remote(array))
+    ...     return float(array.sum())
+    >>> pyray_ser.get(total.remote(numpy.ones(10)))
+    10.0
+
+    With options, and with a class:
+
+    >>> @pyray_ser.remote(max_restarts=1)
+    ... class Counter:
+    ...     def __init__(self):
+    ...         self.value = 0
+    ...     def add(self, n):
+    ...         self.value += n
+    ...         return self.value
+    >>> counter = Counter.remote()
+    >>> pyray_ser.get(counter.add.remote(2))
+    2
     """
     if args and (len(args) > 1 or options or not callable(args[0])):
         raise TypeError("remote is used as @remote, @remote(option=...), or remote(function_or_class)")
@@ -92,9 +106,15 @@ def cancel(ref: TaskRef | ResultStream, *, force: bool = False) -> bool:
 
     Examples
     --------
-    >>> ref = total.remote(array)
-    >>> pyray_ser.cancel(ref)
+    >>> import time
+    >>> sleep = pyray_ser.remote(time.sleep)
+    >>> ref = sleep.remote(3600)
+    >>> pyray_ser.cancel(ref, force=True)
     True
+    >>> pyray_ser.get(ref)
+    Traceback (most recent call last):
+        ...
+    pyray_ser.exceptions.TaskCancelledError: ...
     """
     from .streams import ResultStream
 

@@ -474,8 +474,16 @@ def kill(actor: ActorHandle) -> None:
 
     Examples
     --------
+    >>> @pyray_ser.remote
+    ... class Counter:
+    ...     def add(self, n):
+    ...         return n
     >>> counter = Counter.remote()
     >>> pyray_ser.kill(counter)
+    >>> pyray_ser.get(counter.add.remote(1))
+    Traceback (most recent call last):
+        ...
+    pyray_ser.exceptions.WorkerDiedError: ...
     """
     if not isinstance(actor, ActorHandle):
         raise TypeError(f"kill() takes an actor's handle, not {type(actor).__name__!r}")

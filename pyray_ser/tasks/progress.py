@@ -30,7 +30,12 @@ def progress(refs: list[Any], *, description: str | None = None, file: Any = Non
 
     Examples
     --------
-    >>> values = pyray_ser.get(pyray_ser.progress([f.remote(i) for i in range(100)]))
+    >>> @pyray_ser.remote
+    ... def double(x):
+    ...     return 2 * x
+    >>> values = pyray_ser.get(pyray_ser.progress([double.remote(i) for i in range(100)]))
+    >>> sum(values)
+    9900
     """
     bar = _bar(len(refs), description, sys.stderr if file is None else file)
     left = list(dict.fromkeys(refs))

@@ -74,6 +74,17 @@ class TaskRef:
     Reference to the result of a task or of an actor's method. Made by ``.remote(...)``.
 
     A reference is awaitable and hashable. It can be passed to other tasks, stored, and sent to other processes.
+
+    Examples
+    --------
+    >>> @pyray_ser.remote
+    ... def double(x):
+    ...     return 2 * x
+    >>> ref = double.remote(double.remote(5))
+    >>> pyray_ser.get(ref)
+    20
+    >>> ref.done()
+    True
     """
 
     __slots__ = ("__weakref__", "_callbacks", "_forks", "_outcome", "cancelled", "job", "name", "source")

@@ -229,6 +229,14 @@ def dump(obj, file, protocol=None, *, bint fix_imports=True, buffer_callback=Non
     ------
     PicklingError, TypeError, AttributeError, DeepRecursionError, ValueError
         As for `dumps`; also TypeError if `file` has no ``write``.
+
+    Examples
+    --------
+    >>> import io
+    >>> file = io.BytesIO()
+    >>> pyray_ser.dump([1, "two"], file)
+    >>> pyray_ser.loads(file.getvalue())
+    [1, 'two']
     """
     cdef int number = _protocol(protocol)
     cdef PyObject *callback = _callback(buffer_callback, number)
@@ -270,6 +278,15 @@ cdef class Pickler:
         If `file` has no ``write``.
     ValueError
         As for `dumps`.
+
+    Examples
+    --------
+    >>> import io
+    >>> file = io.BytesIO()
+    >>> pickler = pyray_ser.Pickler(file)
+    >>> pickler.dump([1, "two"])
+    >>> pyray_ser.loads(file.getvalue())
+    [1, 'two']
     """
 
     cdef prp_saver saver

@@ -131,8 +131,10 @@ def load(file, *, bint fix_imports=True, encoding=None, errors=None, buffers=DEF
 
     Examples
     --------
-    >>> with open("value.pickle", "rb") as file:
-    ...     value = pyray_ser.load(file)
+    >>> import io
+    >>> file = io.BytesIO(pyray_ser.dumps([1, "two"]))
+    >>> pyray_ser.load(file)
+    [1, 'two']
     """
     cdef prp_loader *loader = prp_loader_acquire()
     try:
@@ -247,6 +249,13 @@ cdef class Unpickler:
         The objects read so far, by memo index; kept between calls of `load`. Assign a dict or another Unpickler's memo.
     persistent_load : callable
         Returns the object of a persistent id. Define it in a subclass, or assign it; by default there is none.
+
+    Examples
+    --------
+    >>> import io
+    >>> file = io.BytesIO(pyray_ser.dumps([1, "two"]))
+    >>> pyray_ser.Unpickler(file).load()
+    [1, 'two']
     """
 
     def __cinit__(self):

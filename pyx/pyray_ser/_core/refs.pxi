@@ -37,6 +37,14 @@ cdef class ObjectRef:
     `put` and `seal` return it. The object exists as long as any process holds a reference or a view. Any mechanism that
     uses pickle can send a reference to another process. References are awaitable, hashable and ordered (by store, then
     by age).
+
+    Examples
+    --------
+    >>> ref = pyray_ser.put(numpy.zeros(1000))
+    >>> ref.state, ref.size >= 8000
+    ('sealed', True)
+    >>> pyray_ser.ObjectRef.from_hex(ref.hex()) == ref
+    True
     """
 
     # `handle` is the handle that holds our reference (NULL if the object is lost or not yet found). `lay` is the

@@ -1,7 +1,7 @@
 """Load streams that an attacker who knows our source code would write against ``allow=``.
 
 Each attack ends with an exception or a harmless value. None runs code that was not allowed, changes an object that the
-stream did not create, or makes NumPy read memory outside of the array. docs/safe-loading.md has a table of the
+stream did not create, or makes NumPy read memory outside of the array. docs/how-to/safe-loading.md has a table of the
 guarantees of safe mode.
 """
 

@@ -47,7 +47,7 @@ def test_dependency_groups_name_extras_that_exist():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = settings["project"]["optional-dependencies"]
     groups = settings["dependency-groups"]
-    assert {"test", "lint", "bench", "docs"} <= set(groups)
+    assert {"test", "lint", "bench", "docs", "types-page"} <= set(groups)
     own = [match for items in groups.values() for item in items if (match := re.fullmatch(r"pyray_ser\[(.*)\]", item))]
     assert {name for match in own for name in match[1].split(",")} == {"test", "test-heavy"} <= set(extras)
 
