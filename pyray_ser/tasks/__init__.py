@@ -8,7 +8,7 @@
     process, channel, collector  worker processes, the caller's end of a worker's pipe, the thread that reads all pipes
     engine, pool                 the interface for another engine, and the engine of this node
     executor, in_order           the interface of concurrent.futures, and results in order
-    function, actor              remote functions, actors
+    function, actor, signatures  remote functions, actors, and the check of their arguments
     remote_handles               actors' handles in other processes
     worker, worker_async         the worker's side
     listener, finalizing         other callers of an actor, and the end of a worker

@@ -15,7 +15,7 @@ from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool, _RemoteTraceback
 from functools import cache
 from sys import is_finalizing
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from .._core import fork_count, unpack
 from ..exceptions import SerializationError, TaskCancelledError, WorkerDiedError
@@ -314,7 +314,7 @@ def _original(failure: Failure) -> BaseException:
     if not failure.pickled:
         return task_error(None, failure)
     error: BaseException = unpack(failure.pickled)
-    error.__cause__ = _RemoteTraceback(f'\n"""\n{failure.traceback}"""')
+    error.__cause__ = cast("Any", _RemoteTraceback)(f'\n"""\n{failure.traceback}"""')
     return error
 
 

@@ -463,6 +463,26 @@ def iter_anything(result: Any) -> Generator[Any, None, None]:
     yield from result
 
 
+class Each:
+    """Calls a function for several items; this is the function of a worker for `RemoteFunction.map` with a chunk size."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.function = function
+        self.__qualname__ = name
+
+    def __call__(self, calls: list[tuple[Any, ...]]) -> list[Any]:
+        return [self._one(args) for args in calls]
+
+    def _one(self, given: tuple[Any, ...]) -> Any:
+        args, _ = resolve(given, {}, ())
+        result = self.function(*args)
+        if inspect.iscoroutine(result):
+            import asyncio
+
+            return asyncio.run(_whole(result))
+        return result
+
+
 async def _next(items: Any) -> Any:
     return await anext(items)
 
