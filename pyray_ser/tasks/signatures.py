@@ -55,7 +55,7 @@ class Signature:
         """Raise TypeError if a call with these arguments would fail."""
         if (not kwargs and self.least <= len(args) <= self.most) or self._signature is None:
             return
-        shape = (len(args), *kwargs)
+        shape: tuple[int | str, ...] = (len(args), *kwargs)
         if shape in self.fitting:
             return
         try:
