@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from .store.cached import cached
     from .store.compute_once import get_or_put, get_or_put_async
     from .store.versions import watch
+    from .tasks.executor import Executor
     from .tasks.progress import progress
     from .tasks.typed import TaskRef, cancel, kill, remote
 
@@ -87,6 +88,7 @@ _LAZY = dict.fromkeys(
     "pickling.serialization",
 )
 _LAZY |= {
+    "Executor": "tasks.executor",
     "NamedObject": "store.by_name",
     "TaskRef": "tasks",
     "cached": "store.cached",
@@ -106,6 +108,7 @@ _LAZY |= {
 _MODULES = ("_ndarray", "exceptions", "inspection", "tasks", "typing", "util")
 
 __all__ = [
+    "Executor",
     "NamedObject",
     "ObjectRef",
     "PickleBuffer",

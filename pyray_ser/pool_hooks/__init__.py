@@ -13,6 +13,7 @@
     processes   arguments of processes that start with an empty interpreter
     imported    modules that are imported before any process forks
     patches     the replacements in multiprocessing; undone by `uninstall`
+    counts, report   what was sent, and what stayed in its message for which reason
     loky        the same for loky, and joblib's copy of it, once they are imported
 
 `install` patches the following, and `uninstall` undoes all patches:
@@ -36,17 +37,38 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .patches import Options
+    from .report import Report
 
 __all__ = ["install", "uninstall"]
 
 
-class _Installed:
-    """The result of `install`: a context manager that uninstalls at its end."""
+class Installation:
+    """The result of `install`: a context manager that uninstalls at its end, and the report of what was sent."""
 
     def __init__(self, before: Options | None) -> None:
         self._before = before
 
-    def __enter__(self) -> _Installed:
+    def report(self) -> Report:
+        """
+        Return what this process has sent through shared memory, and what not and why.
+
+        Returns
+        -------
+        Report
+            Print it, show it in a notebook, or call its method ``as_dict``. Workers have separate counts.
+
+        Examples
+        --------
+        >>> installed = pyray_ser.install()
+        >>> with multiprocessing.Pool(4) as pool:
+        ...     results = pool.map(work, large_arrays)
+        >>> print(installed.report())
+        """
+        from .report import Report
+
+        return Report()
+
+    def __enter__(self) -> Installation:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -61,7 +83,7 @@ class _Installed:
         return "<pyray_ser installed in multiprocessing>"
 
 
-def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: int | None = None) -> _Installed:
+def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: int | None = None) -> Installation:
     """
     Send large arguments and results of process pools through the store.
 
@@ -81,8 +103,10 @@ def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: in
 
     Returns
     -------
-    context manager
-        At the end of its ``with`` block, the previous state is restored. It need not be used as a context manager.
+    Installation
+        Its method ``report`` returns what was sent through shared memory, and what not and why. It is also a context
+        manager: at the end of its ``with`` block, the previous state is restored. If the program has set up `logging` for
+        level INFO, a summary of the report is logged when the process ends.
 
     Examples
     --------
@@ -95,7 +119,7 @@ def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: in
     from .patches import Options
     from .patches import install as apply
 
-    return _Installed(apply(Options(min_bytes, mmap_mode, max_in_flight)))
+    return Installation(apply(Options(min_bytes, mmap_mode, max_in_flight)))
 
 
 def uninstall() -> None:

@@ -12,8 +12,9 @@ from _thread import get_ident
 
 from .. import _core
 from . import pipes
+from .counts import installed_at
 
-__all__ = ["all_can_attach", "changed", "failed", "launching", "started"]
+__all__ = ["all_can_attach", "changed", "failed", "launching", "reason", "started"]
 
 # Seconds for which a result stays valid, provided that this process starts no other process and the readers stay
 # clients.
@@ -25,8 +26,8 @@ AGAIN, AT_MOST = 0.05, 5.0
 _generation = 0
 # Inode of the reading side -> (generation, store, readers, time at which the result expires)
 _known: dict[int, tuple[int, int, frozenset[int], float]] = {}
-# Inode -> (generation, seconds to wait, time until which no references are sent)
-_refused: dict[int, tuple[int, float, float]] = {}
+# Inode -> (generation, seconds to wait, time until which no references are sent, reason for the report)
+_refused: dict[int, tuple[int, float, float, str]] = {}
 # Children that will install the hooks when they start -> time until which a message waits for them to do so
 _starting: dict[int, float] = {}
 # Threads that are currently starting such a child
@@ -131,9 +132,24 @@ def _all_are_clients(inode: int, store: _core.Store) -> bool:
     if len(_refused) >= _MOST:
         _refused.clear()
     wait = min(2 * refused[1], AT_MOST) if refused is not None else AGAIN
-    _refused[inode] = generation, wait, now + wait
+    _refused[inode] = generation, wait, now + wait, _why(readers, clients)
     _known.pop(inode, None)
     return False
+
+
+def _why(readers: set[int] | None, clients: set[int]) -> str:
+    missing = (readers or set()) - clients
+    since = installed_at()
+    # Start times have a resolution of a clock tick.
+    if any(0 < _core.start_time(pid) < since for pid in missing):
+        return "started_before_install"
+    return "reader_cannot_attach"
+
+
+def reason(inode: int) -> str:
+    """Return why no references are sent to a pipe, as a key of `counts.REASONS`."""
+    refused = _refused.get(inode)
+    return "reader_cannot_attach" if refused is None else refused[3]
 
 
 def _readers(inode: int, clients: set[int]) -> set[int] | None:

@@ -18,7 +18,7 @@ from .._descriptors import above_standard
 from ..store import discovery
 from . import imported
 
-__all__ = ["hook_setrlimit", "place", "read"]
+__all__ = ["hook_setrlimit", "left_store", "place", "read"]
 
 # The parts of a reference: first the store, then the rest of the identity, then the sender's start time, pid and
 # descriptor.
@@ -138,7 +138,17 @@ def hook_setrlimit(original: Any) -> Any:
     return setrlimit
 
 
+# Whether this process left its store because of its address space limit.
+_left = False
+
+
+def left_store() -> bool:
+    """Return whether this process left its store because of its address space limit."""
+    return _left
+
+
 def _leave_if_above(limits: Any) -> None:
+    global _left
     store = _core.default()
     try:
         limit = int(limits[0])
@@ -146,6 +156,7 @@ def _leave_if_above(limits: Any) -> None:
             size = int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")
         if store is not None and 0 <= limit < size + _SLACK:
             discovery.close_all()
+            _left = True
     except Exception as error:
         # The original function rejects invalid arguments.
         _log.debug("the store stays: %r", error)

@@ -30,6 +30,7 @@ _NEEDED_HERE = (
     "direct",
     "received_arrays",
     "audience",
+    "counts",
     "in_flight",
     "load",
     "loky",

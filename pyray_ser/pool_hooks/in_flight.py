@@ -24,9 +24,10 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from .. import _core, _log
-from ..exceptions import PyraySerError, StoreBusyError
+from ..exceptions import ObjectStoreFullError, PyraySerError, StoreBusyError
 from ..store.discovery import node_name
-from . import audience, direct, pipes, stored_once
+from . import audience, direct, message, pipes, stored_once
+from .counts import counts
 
 if TYPE_CHECKING:
     from .patches import Options
@@ -113,6 +114,9 @@ class Sending:
         self._connection = connection
         self._limit = options.max_in_flight
         self._entries: list[_Sent] = []
+        self.refused = -1
+        # Why the last buffer stays in the message.
+        self._reason = ""
         # None means not determined yet; 0 means that buffers stay in the message.
         self._inode: int | None = None
         self._store: _core.Store | None = None
@@ -120,22 +124,31 @@ class Sending:
     def take(self, view: memoryview) -> tuple[Any, ...] | None:
         """Store a buffer, or find it in the store; return the arguments for `load`, or None to leave it in the stream."""
         try:
-            return self._take(view)
+            found = self._take(view)
         except Exception as error:
+            self._reason = "store_full" if isinstance(error, ObjectStoreFullError) else "error"
+            found = None
             # Do not raise an error if the store is full, closed, busy, or cannot be made, or if the kernel does not
             # answer.
             _log.debug("a buffer stays in its message: %r", error)
-            return None
+        if found is None:
+            message.refuse(self, self._reason, view.nbytes)
+        return found
 
     def _take(self, view: memoryview) -> tuple[Any, ...] | None:
         if self._inode is None:
             self._inode = 0
             store = _core.default()
             if store is None or store.closed:
+                self._reason = "left_store" if direct.left_store() else "no_store"
                 return None
             inode = pipes.reading_side(self._connection)
             blocks = view.nbytes > pipes.capacity(self._connection)
-            if not inode or not audience.all_can_attach(inode, store, blocks):
+            if not inode:
+                self._reason = "not_a_local_pipe"
+                return None
+            if not audience.all_can_attach(inode, store, blocks):
+                self._reason = audience.reason(inode)
                 return None
             self._inode, self._store = inode, store
             if self._limit is None:
@@ -144,10 +157,11 @@ class Sending:
         if not self._inode or store is None or self._limit is None:
             return None
         ref = stored_once.find(view)
-        kept = ref is not None
+        kept = reused = ref is not None
         if ref is None:
             gathered = sum(entry.nbytes for entry in self._entries)
             if _under_way(store) + gathered + view.nbytes > self._limit:
+                self._reason = "max_in_flight"
                 return None
             ref, kept = stored_once.put(view, self._limit // 2)
         note = pipes.note_of(self._inode)
@@ -157,7 +171,9 @@ class Sending:
         self.blobs.append(blob)
         # The reference in the stream has no token, so it may be loaded any number of times.
         sticky = blob[: _TOKEN.start] + bytes(_TOKEN.stop - _TOKEN.start) + blob[_TOKEN.stop :]
-        return sticky, direct.place(store, ref), view.nbytes
+        where = direct.place(store, ref)
+        counts.share(view.nbytes, reused)
+        return sticky, where, view.nbytes
 
     def cancel(self) -> None:
         """Release all objects and tokens, because the message will not be sent."""

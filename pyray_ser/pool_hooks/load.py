@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import _core
 from ..exceptions import PyraySerError
 from . import direct, received_arrays
+from .counts import counts
 
 if TYPE_CHECKING:
     import numpy
@@ -26,6 +27,7 @@ _PROCESS = 4
 
 def _shared(found: tuple[Any, ...]) -> Any:
     """Return the bytes of a buffer in shared memory, either read-only or in memory private to this process."""
+    counts.receive(found[-1])
     if len(found) == _PROCESS:
         return _inherited(*found)
     try:
@@ -36,6 +38,7 @@ def _shared(found: tuple[Any, ...]) -> Any:
 
 def _private(found: tuple[Any, ...]) -> Any:
     """Return the bytes of a buffer as a writable copy-on-write mapping."""
+    counts.receive(found[-1])
     if len(found) == _PROCESS:
         return _inherited(*found)
     try:

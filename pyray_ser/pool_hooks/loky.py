@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from . import imported, message, patches, processes
+from .counts import counts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,7 +33,9 @@ def _hook_dumps(original: Function) -> Function:
             with sending as taker:
                 out = message.Output(taker)
                 write(obj, out, reducers=_with_arrays(reducers, taker, protocol), protocol=protocol)
-                return message.seal(out, taker.blobs)
+                data = message.seal(out, taker.blobs)
+                counts.sent(len(data))
+                return data
 
     return dumps
 

@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .. import _core, _log
 from ..exceptions import PyraySerError
 from . import imported, load
+from .counts import counts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..inspection.message_failure import Reducers
 
-__all__ = ["Output", "PathOfFailure", "Taker", "array_reducer", "dumps", "keep", "loads", "seal"]
+__all__ = ["Output", "PathOfFailure", "Taker", "array_reducer", "dumps", "keep", "loads", "refuse", "seal"]
 
 # The C pickler writes payloads of at least this size in a separate call (FRAME_SIZE_TARGET).
 DIRECT = 64 * 1024
@@ -52,6 +53,9 @@ class Taker(Protocol):
 
     min_bytes: int
     mmap_mode: str
+
+    # The size of the array that was refused last. If the pickler then writes its bytes, they are not counted again.
+    refused: int
 
     def take(self, view: memoryview) -> tuple[Any, ...] | None:
         """Store a buffer and return the arguments for `load`, or None to leave it in the stream."""
@@ -78,6 +82,8 @@ class Output(io.BytesIO):
                 if found is not None:
                     self._replace(header[0], header[1], found)
                     return size
+        elif size >= DIRECT and self._header(data, size) is not None:
+            refuse(self._taker, "below_min_bytes", size)
         self._tail = bytes(data[-9:])
         return super().write(data)
 
@@ -140,8 +146,14 @@ def array_reducer(taker: Taker, protocol: int) -> Callable[[NDArray[Any]], Any]:
 
 def take_array(array: NDArray[Any], taker: Taker, protocol: int) -> tuple[Any, ...] | None:
     """Reduce an array to a reference; return None to send it as the standard library does."""
-    dtype, flags = array.dtype, array.flags
-    if array.nbytes < taker.min_bytes or not flags.forc or dtype.hasobject or not 0 <= dtype.num < _BUILTIN_TYPES:
+    dtype, flags, nbytes = array.dtype, array.flags, array.nbytes
+    if nbytes < taker.min_bytes:
+        if not dtype.hasobject:
+            counts.refuse("below_min_bytes", nbytes)
+            if nbytes >= DIRECT:
+                taker.refused = nbytes
+        return None
+    if not flags.forc or dtype.hasobject or not 0 <= dtype.num < _BUILTIN_TYPES:
         return None
     exact = protocol >= 5 and _exports(array)
     if not exact and not dtype.isnative:
@@ -150,9 +162,19 @@ def take_array(array: NDArray[Any], taker: Taker, protocol: int) -> tuple[Any, .
     flat: Any = (array if flags.c_contiguous else array.T).reshape(-1).view("u1")
     found = taker.take(memoryview(flat))
     if found is None:
+        if nbytes >= DIRECT:
+            taker.refused = nbytes
         return None
     mode = taker.mmap_mode if flags.writeable or not exact else "r"
     return load.array, (found, dtype, array.shape, "C" if flags.c_contiguous else "F", mode)
+
+
+def refuse(taker: Taker, reason: str, nbytes: int) -> None:
+    """Count a buffer that stays in its message, unless it contains the bytes of the array that was counted last."""
+    if nbytes == taker.refused:
+        taker.refused = -1
+    else:
+        counts.refuse(reason, nbytes)
 
 
 # Type numbers of those NumPy types whose items have no memory outside of the array; StringDType and foreign types have

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 from .. import _core, _log
 from ..store import discovery
-from . import audience, direct, imported, in_flight, message, processes
+from . import audience, direct, imported, in_flight, message, processes, report
+from .counts import counts, mark_installation
 
 __all__ = ["Options", "current", "hook_feed", "hook_poll", "hook_put", "install", "join", "sending", "uninstall"]
 
@@ -80,6 +81,7 @@ def install(options: Options) -> Options | None:
         # Make the store before any worker starts: a worker that finds no store would make its own, which ends with the
         # worker.
         discovery.open_default()
+    report.log_at_exit()
     return _apply(options)
 
 
@@ -97,6 +99,7 @@ def join(options: Options) -> None:
 def _apply(options: Options) -> Options | None:
     global _options
     imported.everything()
+    mark_installation()
     before, _options = _options, options
     connections: Any = multiprocessing.connection
     for module in (multiprocessing.queues, connections):
@@ -271,16 +274,30 @@ class MessagePickler(ForkingPickler):
     @classmethod
     def dumps(cls, obj: Any, protocol: int | None = None) -> Any:
         """Pickle a message; its large buffers go through the store if the message goes to a pipe of this host."""
-        if protocol is None and _options is not None:
+        options = _options
+        if protocol is None and options is not None:
             if type(obj) is _core.ObjectRef:
                 _local.to = None
-                return _core.pickle_for_message(obj)
+                form = _core.pickle_for_message(obj)
+                counts.sent(len(form))
+                return form
             taking = sending()
             with message.PathOfFailure(obj):
                 if taking is not None:
                     with taking as taker:
-                        return message.seal(message.dumps(obj, taker), taker.blobs)
-                return ForkingPickler.dumps(obj)
+                        data = message.seal(message.dumps(obj, taker), taker.blobs)
+                        counts.sent(len(data))
+                        return data
+                data = ForkingPickler.dumps(obj)
+            if not _local.pickling:
+                # This is not a call of `sent`, because small messages are frequent.
+                size = len(data)
+                counts.messages += 1
+                counts.message_bytes += size
+                if size >= options.min_bytes:
+                    # The sender looked up its method before `install`, so the pipe is not known.
+                    counts.refuse("started_before_install", size)
+            return data
         return ForkingPickler.dumps(obj, protocol)
 
     @staticmethod

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _log
 from .._descriptors import above_standard
 from . import audience, message
+from .counts import counts
 
 if TYPE_CHECKING:
     from .patches import Options
@@ -38,6 +39,7 @@ class _Arguments:
         self.mmap_mode = options.mmap_mode
         self.popen = popen
         self.options = options
+        self.refused = -1
         self.fd = -1
         # How the child obtains the descriptor.
         self.number = -1
@@ -55,8 +57,11 @@ class _Arguments:
             _write(self.fd, view, offset)
         except Exception as error:
             _log.debug("an argument of a process is pickled: %r", error)
+            message.refuse(self, "error", view.nbytes)
             return None
         self._size = offset + view.nbytes
+        counts.arguments += 1
+        counts.arguments_bytes += view.nbytes
         return self.number, self.server, offset, view.nbytes
 
     def close(self) -> None:

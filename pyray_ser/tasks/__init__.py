@@ -7,7 +7,8 @@
     backpressure                 how far a stream may run ahead of its reader
     process, channel, collector  worker processes, the caller's end of a worker's pipe, the thread that reads all pipes
     engine, pool                 the interface for another engine, and the engine of this node
-    function, actor              remote functions, actors
+    executor, in_order           the interface of concurrent.futures, and results in order
+    function, actor, signatures  remote functions, actors, and the check of their arguments
     remote_handles               actors' handles in other processes
     worker, worker_async         the worker's side
     listener, finalizing         other callers of an actor, and the end of a worker
@@ -134,7 +135,10 @@ def shutdown() -> None:
         return
     from . import channel, collector, engine, process, settings
 
+    executor = sys.modules.get(f"{__name__}.executor")
     with collector.ending():
+        if executor is not None:
+            executor.end_all()
         running = engine.use(None)
         if running is not None:
             running.shutdown()
@@ -142,6 +146,23 @@ def shutdown() -> None:
         process.end_all()
         collector.end_collector()
     settings.reset()
+
+
+def end(accepts: bool = False) -> None:
+    """
+    Finish the calls of executors, as `concurrent.futures` does when the interpreter ends, and end all workers.
+
+    Parameters
+    ----------
+    accepts : bool
+        Whether executors that are made later accept calls.
+    """
+    import sys
+
+    executor = sys.modules.get(f"{__name__}.executor")
+    if executor is not None:
+        executor.finish_all(accepts)
+    shutdown()
 
 
 def _import_all() -> None:
@@ -161,7 +182,7 @@ _registered = False
 
 
 def _end_at_exit() -> None:
-    """Register `shutdown` to run before the interpreter joins the threads that wait for workers."""
+    """Register `end` to run before the interpreter joins the threads that wait for workers."""
     global _registered
     if _registered:
         return
@@ -175,4 +196,4 @@ def _end_at_exit() -> None:
     # The registered functions run in reverse order, so register this one after those of concurrent.futures.
     import concurrent.futures.thread  # noqa: F401
 
-    register(shutdown)
+    register(end)

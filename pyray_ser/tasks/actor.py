@@ -19,7 +19,7 @@ from .. import _log
 from .._calls import take_first
 from .._core import fork_count
 from ..exceptions import ObjectLostError, TaskCancelledError, WorkerDiedError
-from . import protocol, settings
+from . import protocol, settings, signatures
 from .call import Call, after, make, stop
 from .channel import Channel, Job, fail
 from .collector import collector
@@ -58,6 +58,7 @@ class ActorClass:
     def __init__(self, cls: type, options: dict[str, Any]) -> None:
         self._class = cls
         self._options = check_options(options, _OPTIONS, "an actor")
+        self._signature: signatures.Signature | None = None
         self.__doc__ = cls.__doc__
         self.__name__ = cls.__name__
         self.__qualname__ = cls.__qualname__
@@ -78,7 +79,18 @@ class ActorClass:
         return ActorClass(self._class, {**self._options, **options})
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle:
-        """Start an actor."""
+        """
+        Start an actor.
+
+        Raises
+        ------
+        TypeError
+            If the arguments do not fit the signature of the class.
+        """
+        signature = self._signature
+        if signature is None:
+            signature = self._signature = signatures.of_callable(self._class, self.__qualname__)
+        signature.check(args, kwargs)
         methods = {
             name: inspect.isgeneratorfunction(value) or inspect.isasyncgenfunction(value)
             for name, value in inspect.getmembers(self._class, callable)
@@ -125,9 +137,13 @@ class Client:
     # The address of the actor for other processes, and its process.
     address: str
     pid: int
+    # The class of the actor, if this process made the actor.
+    cls: type | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name
+        # The signatures of the methods that were called.
+        self._signatures: dict[str, signatures.Signature] = {}
         self.killed = False
         # The reason that is reported for calls that fail because the actor has ended and will not be restarted.
         self.ended: WorkerDiedError | None = None
@@ -144,6 +160,16 @@ class Client:
                 "handle as an argument instead",
                 ref=f"<actor {self.name}>",
             )
+
+    def check_arguments(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise TypeError if arguments do not fit the signature of a method, as far as this process knows it."""
+        if self.cls is None:
+            return
+        signature = self._signatures.get(method)
+        if signature is None:
+            signature = signatures.of_method(self.cls, method, f"{self.name}.{method}")
+            self._signatures[method] = signature
+        signature.check(args, kwargs)
 
     def release(self) -> None:
         """Release the actor after the calls made so far. This method never blocks, because a destructor calls it."""
@@ -278,6 +304,7 @@ class Owner(Client):
         is_async: bool,
     ) -> None:
         super().__init__(name)
+        self.cls = cls
         self._restarts = max_restarts
         self._async = is_async
         call = make(f"{name}.__init__", cls, args, kwargs, False, self, protocol.CREATE)
@@ -449,9 +476,18 @@ class ActorMethod:
         return ActorMethod(self._handle, self._method, several)
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method after the earlier calls of this process; return a reference immediately."""
+        """
+        Call the method after the earlier calls of this process; return a reference immediately.
+
+        Raises
+        ------
+        TypeError
+            If the arguments do not fit the signature of the method. A process that did not make the actor gets this
+            error from `get`.
+        """
         client = self._handle._client
         client.check_process()
+        client.check_arguments(self._method, args, kwargs)
         call = make(f"{self._handle._name}.{self._method}", self._method, args, kwargs, self._several, client)
         result = call.hand_over()
         client.submit(call)

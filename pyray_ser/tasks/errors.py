@@ -17,8 +17,10 @@ from .. import _log
 from .._core import pack, unpack
 from ..exceptions import TaskError, text_of
 
-__all__ = ["Failure", "describe", "raise_failure", "task_error"]
+__all__ = ["INITIALIZER", "Failure", "describe", "raise_failure", "task_error"]
 
+# The name of the task in the failure of a worker whose initializer raised an error.
+INITIALIZER = "the initializer"
 # Exceptions that derive from one of these would end the caller's program or disturb its event loop instead of reporting
 # an error.
 _NEVER_DUAL = (KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration, StopAsyncIteration)

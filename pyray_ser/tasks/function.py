@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable, Iterator
+from math import inf
 from sys import is_finalizing
 from typing import Any, NoReturn, TypeAlias
 
 from ..exceptions import SerializationError
-from . import engine, protocol
+from . import engine, in_order, protocol, settings, signatures
 from .call import after, make
 from .channel import number
+from .refs import TaskRef, get
 
 __all__ = ["Function", "RemoteFunction"]
 
@@ -66,7 +68,8 @@ class RemoteFunction:
     """
     A function that runs in a worker process.
 
-    ``f.remote(...)`` returns a reference immediately; ``f.options(...)`` returns the same function with other options:
+    ``f.remote(...)`` returns a reference immediately, and ``f.map(...)`` an iterator over results. ``f.options(...)``
+    returns the same function with other options:
 
     ``num_returns``
         Return this number of references; the function must return as many values.
@@ -83,6 +86,12 @@ class RemoteFunction:
         self._function = function
         self._options = check_options(options, _OPTIONS, "a remote function")
         self._pickled: Function | None = None
+        self._signature: signatures.Signature | None = None
+        # Calls that need no further check, see `Signature`. Before the first call, there are none.
+        self._least, self._most = inf, -inf
+        self._fitting: Container[tuple[int | str, ...]] = ()
+        # The function that calls this one for several items.
+        self._chunks: RemoteFunction | None = None
         streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         self._several: bool | int = options.get("num_returns", 1)
         if options.get("stream", streams and self._several == 1):
@@ -106,7 +115,21 @@ class RemoteFunction:
         """Return the same function with other options."""
         made = RemoteFunction(self._function, {**self._options, **options})
         made._pickled = self._pickled
+        if self._signature is not None and self._name == made._name:
+            made._use(self._signature)
         return made
+
+    def _use(self, signature: signatures.Signature) -> signatures.Signature:
+        self._least, self._most, self._fitting = signature.least, signature.most, signature.fitting
+        self._signature = signature
+        return signature
+
+    def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise TypeError if arguments do not fit the signature of the function."""
+        signature = self._signature
+        if signature is None:
+            signature = self._use(signatures.of_callable(self._function, self._name))
+        signature.check(args, kwargs)
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """
@@ -116,7 +139,15 @@ class RemoteFunction:
         -------
         TaskRef
             With the corresponding options, a list of these, or a `ResultStream`.
+
+        Raises
+        ------
+        TypeError
+            If the arguments do not fit the signature of the function. A reference fits where any value does.
         """
+        given = len(args)
+        if not ((given, *kwargs) in self._fitting if kwargs else self._least <= given <= self._most):
+            self._check(args, kwargs)
         if is_finalizing():
             raise RuntimeError(f"{self._name} cannot run: the interpreter is ending, and its workers have ended")
         runs = engine.current()
@@ -136,8 +167,91 @@ class RemoteFunction:
             runs.submit(function, call, self._max_retries)
         return result
 
+    def map(
+        self,
+        iterable: Iterable[Any],
+        /,
+        *iterables: Iterable[Any],
+        chunksize: int = 1,
+        in_flight: int | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Any]:
+        """
+        Run the function for each item, and return an iterator over the results in order.
+
+        New calls are made as results are taken, so an iterable may be endless and its items need not fit into the store
+        together. To get references, use ``[f.remote(item) for item in iterable]``.
+
+        Parameters
+        ----------
+        iterable, *iterables : iterable
+            One for each argument. The shortest ends the iteration. Items that are references are replaced by their values.
+        chunksize : int
+            The number of items that are sent to a worker together. Larger values are faster for short calls.
+        in_flight : int, optional
+            Maximum number of chunks whose results were not taken. The default is twice the number of workers.
+        timeout : float, optional
+            Seconds from the call of `map` after which the iterator raises `GetTimeoutError`.
+
+        Returns
+        -------
+        iterator
+            If it is dropped, calls that have not started are cancelled.
+
+        Examples
+        --------
+        >>> @pyray_ser.remote
+        ... def square(x):
+        ...     return x * x
+        >>> list(square.map(range(4)))
+        [0, 1, 4, 9]
+        """
+        in_order.check_count("chunksize", chunksize)
+        if in_flight is None:
+            in_flight = 2 * settings.num_workers()
+        in_order.check_count("in_flight", in_flight)
+        if self._several is not False:
+            raise TypeError(
+                f"map needs one result for each call, but {self._name} returns several; hint: use {self._name}.remote(...)"
+            )
+        begin = self._begin_one if chunksize == 1 else self._begin_chunk
+        calls = in_order.chunks((iterable, *iterables), chunksize)
+        value = _one_value if chunksize == 1 else _values
+        return in_order.results(begin, calls, in_flight, value, _cancel, timeout)
+
+    def _begin_one(self, chunk: list[tuple[Any, ...]]) -> TaskRef:
+        ref: TaskRef = self.remote(*chunk[0])
+        return ref
+
+    def _begin_chunk(self, chunk: list[tuple[Any, ...]]) -> TaskRef:
+        for args in chunk:
+            self._check(args, {})
+        chunks = self._chunks
+        if chunks is None:
+            from .worker import Each
+
+            options = {**self._options, "name": self._name}
+            chunks = self._chunks = RemoteFunction(Each(self._function, self._name), options)
+        ref: TaskRef = chunks.remote(chunk)
+        return ref
+
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFunction, (self._function, self._options)
 
     def __repr__(self) -> str:
         return f"<remote function {self._name}>"
+
+
+def _one_value(ref: TaskRef, left: float | None) -> list[Any]:
+    return [get(ref, None if left is None else max(0.0, left))]
+
+
+def _values(ref: TaskRef, left: float | None) -> list[Any]:
+    found: list[Any] = get(ref, None if left is None else max(0.0, left))
+    return found
+
+
+def _cancel(ref: TaskRef) -> None:
+    source = ref.source
+    if source is not None:
+        source.cancel(ref, False)

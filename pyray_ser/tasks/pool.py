@@ -18,7 +18,7 @@ from . import protocol, settings
 from .call import Call, stop
 from .channel import Channel, fail
 from .function import Function
-from .process import Process
+from .process import Initializer, Process
 from .refs import TaskRef
 
 __all__ = ["Pool"]
@@ -27,8 +27,8 @@ __all__ = ["Pool"]
 class Worker:
     """A worker process that is idle or runs one task."""
 
-    def __init__(self, number: int, share: int) -> None:
-        self.process = Process(f"pyray_ser-worker-{number}", settings.start_method(), settings.passed_on(share))
+    def __init__(self, number: int, share: int, method: str | None, initializer: Initializer | None) -> None:
+        self.process = Process(f"pyray_ser-worker-{number}", method, settings.passed_on(share), initializer=initializer)
         # A call may be repeated after its worker has died, but the thread of the worker decides about that.
         self.channel = Channel(self.process, self.process.pipe, Channel.abandon)
         # Identifiers of the functions that the worker has loaded.
@@ -45,10 +45,25 @@ class Worker:
 
 
 class Pool:
-    """Runs tasks in `settings.num_workers()` processes, started as they are needed."""
+    """
+    Runs tasks in processes that are started as they are needed.
 
-    def __init__(self) -> None:
-        self._size = settings.num_workers()
+    Parameters
+    ----------
+    size : int, optional
+        Maximum number of processes; default is `settings.num_workers()`.
+    method : str, optional
+        Start method; default is `settings.start_method()`.
+    initializer : tuple, optional
+        A function and its arguments, which each worker calls first.
+    """
+
+    def __init__(
+        self, size: int | None = None, method: str | None = None, initializer: Initializer | None = None
+    ) -> None:
+        self._size = size or settings.num_workers()
+        self._method = method or settings.start_method()
+        self._initializer = initializer
         # Calls that no thread has started yet, by call number, in order.
         # Each call is in a separate list, and the thread that pops the call from its list runs the call. The list stays
         # until the call has ended, because code that interrupts `submit` may complete the call before `submit`
@@ -65,6 +80,8 @@ class Pool:
         self._numbers = count(1)
         self._resting: list[Worker] = []
         self._all: set[Worker] = set()
+        # Whether the threads end when all calls have been run, and whether the workers are killed.
+        self._finishing = False
         self._ended = False
 
     def submit(self, function: Function, call: Call, max_retries: int) -> None:
@@ -108,10 +125,12 @@ class Pool:
         self._serving.add(get_ident())
         try:
             while True:
-                self._idle.add(number)
-                # `submit` and `shutdown` wake this thread.
-                goes_on = self._tokens.get()
-                self._idle.discard(number)
+                goes_on = False
+                if not self._finishing:
+                    self._idle.add(number)
+                    # `submit`, `finish` and `end` wake this thread.
+                    goes_on = self._tokens.get()
+                    self._idle.discard(number)
                 # Run all queued calls, because `submit` may be interrupted after it has queued a call and before it
                 # adds the token.
                 while (found := self._next()) is not None:
@@ -126,7 +145,11 @@ class Pool:
         finally:
             self._serving.discard(get_ident())
             self._idle.discard(number)
-            self._threads.discard(number)
+            try:
+                if self._finishing:
+                    self._let_go()
+            finally:
+                self._threads.discard(number)
 
     def _next(self) -> tuple[Function, Call, int] | None:
         while True:
@@ -199,7 +222,8 @@ class Pool:
             self._all.discard(worker)
         # The tasks that this worker starts share the machine with those of other workers, so the worker may start only
         # some of the processes.
-        worker = Worker(next(self._numbers), max(1, self._size // (len(self._all) + 1)))
+        share = max(1, self._size // (len(self._all) + 1))
+        worker = Worker(next(self._numbers), share, self._method, self._initializer)
         self._all.add(worker)
         if self._ended:
             worker.end()
@@ -258,9 +282,30 @@ class Pool:
             worker.end()
         return True
 
+    def finish(self) -> None:
+        """Let the workers end after all calls. This method never blocks, because a finalizer calls it."""
+        self._finishing = True
+        for _ in list(self._threads):
+            self._tokens.put(False)
+        if not self._threads:
+            self._let_go()
+
     def shutdown(self) -> None:
         """End all workers; calls without a result fail."""
-        self._ended = True
+        self.end()
+        # The call of each thread has ended with its worker, so the thread ends when it receives its token.
+        self.join()
+
+    def join(self) -> None:
+        """Wait for the end of the threads, after `finish` or `end` and after all calls; at most 30 s."""
+        until = time.monotonic() + 30
+        me = get_ident()
+        while self._threads and self._serving != {me} and time.monotonic() < until:
+            time.sleep(0.001)
+
+    def end(self) -> None:
+        """End all workers without waiting for them; calls without a result fail."""
+        self._ended = self._finishing = True
         for entry in list(self._waiting.values()):
             for _, call, _ in list(entry):
                 self._take_back(call.job)
@@ -270,10 +315,6 @@ class Pool:
                 worker.end()
         for _ in list(self._threads):
             self._tokens.put(False)
-        # The call of each thread has ended with its worker, so the thread ends when it receives its token.
-        until = time.monotonic() + 30
-        while self._threads and time.monotonic() < until:
-            time.sleep(0.001)
 
     def _let_go(self) -> list[Worker]:
         """Close the pipes of idle workers, which then end."""

@@ -13,9 +13,9 @@ import signal
 import sys
 import time
 from _thread import get_ident
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _calls, _core
 from .._calls import Descriptor
@@ -26,7 +26,19 @@ if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
     from multiprocessing.process import BaseProcess
 
-__all__ = ["Process", "context", "end_all", "end_with", "ignore_interrupts", "let_go_of_inherited", "new_address"]
+__all__ = [
+    "Initializer",
+    "Process",
+    "context",
+    "end_all",
+    "end_with",
+    "ignore_interrupts",
+    "let_go_of_inherited",
+    "new_address",
+]
+
+# A function that a worker calls before its first task, and the arguments of the function.
+Initializer: TypeAlias = "tuple[Callable[..., object], tuple[Any, ...]]"
 
 # Thread -> descriptors for the child that the thread is forking. The child closes its parent's other descriptors.
 _passing: dict[int, tuple[int, ...]] = {}
@@ -66,6 +78,8 @@ class Process:
         Settings for the process, from `pyray_ser.tasks.settings`.
     listener : Descriptor, optional
         Listening socket of an actor, to which processes other than the owner connect.
+    initializer : tuple, optional
+        A function and its arguments, which the process calls first.
 
     Attributes
     ----------
@@ -81,6 +95,7 @@ class Process:
         method: str | None = None,
         settings: dict[str, Any] | None = None,
         listener: Descriptor | None = None,
+        initializer: Initializer | None = None,
     ) -> None:
         import socket
 
@@ -107,7 +122,7 @@ class Process:
             self.process = made.Process(
                 target=main,
                 name=name,
-                args=(sockets, owner, settings or {}),
+                args=(sockets, owner, settings or {}, initializer),
                 daemon=False,
             )
             _end_before_joining()
@@ -155,7 +170,7 @@ _registered = False
 
 def _end_before_joining() -> None:
     """
-    Register `tasks.shutdown` to run before multiprocessing joins the children of this process.
+    Register `tasks.end` to run before multiprocessing joins the children of this process.
 
     Child processes of multiprocessing, executors, joblib and loky join their own children before threading's exit
     functions run. Workers end only when their pipe is closed, so such a child would wait for them indefinitely.
@@ -166,14 +181,15 @@ def _end_before_joining() -> None:
     from multiprocessing.util import Finalize
 
     # multiprocessing runs finalizers of priority 0 and higher before it joins child processes.
-    Finalize(None, _shutdown, exitpriority=1000)
+    Finalize(None, _end, exitpriority=1000)
     _registered = True
 
 
-def _shutdown() -> None:
-    from . import shutdown
+def _end() -> None:
+    from . import end
 
-    shutdown()
+    # Programs may run the finalizers of multiprocessing and then continue.
+    end(accepts=True)
 
 
 @contextmanager

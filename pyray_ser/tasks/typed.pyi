@@ -9,7 +9,7 @@ the function itself, and also arbitrary arguments if one of the first four is a 
 # function.
 # mypy: disable-error-code="overload-overlap"
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, Generic, Literal, Never, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
@@ -20,6 +20,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 _C = TypeVar("_C")
+_V = TypeVar("_V")
 # The type of the result of `.remote`.
 _R_co = TypeVar("_R_co", covariant=True)
 
@@ -80,6 +81,15 @@ class RemoteFunction(Generic[_P, _T, _R_co]):
     def remote(self, first: Any, second: Any, third: _Ref, /, *args: Any, **kwargs: Any) -> _R_co: ...
     @overload
     def remote(self, first: Any, second: Any, third: Any, fourth: _Ref, /, *args: Any, **kwargs: Any) -> _R_co: ...
+    def map(
+        self: RemoteFunction[..., Any, TaskRef[_V]],
+        iterable: Iterable[Any],
+        /,
+        *iterables: Iterable[Any],
+        chunksize: int = 1,
+        in_flight: int | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[_V]: ...
 
 class ActorMethod:
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...

@@ -18,7 +18,7 @@ from .._core import ObjectRef, get
 from ..exceptions import SerializationError, TaskCancelledError
 from . import finalizing, process, protocol
 from .backpressure import Flow
-from .errors import Failure, describe
+from .errors import INITIALIZER, Failure, describe
 from .refs import TaskRef
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 __all__ = ["Server", "main"]
 
 
-def main(ends: list[socket.socket], owner: tuple[int, int], settings: dict[str, Any]) -> None:
+def main(
+    ends: list[socket.socket],
+    owner: tuple[int, int],
+    settings: dict[str, Any],
+    initializer: process.Initializer | None = None,
+) -> None:
     """
     Serve calls until the last caller has disconnected. This function is the target of a worker process.
 
@@ -41,6 +46,8 @@ def main(ends: list[socket.socket], owner: tuple[int, int], settings: dict[str, 
     owner : tuple of (int, int)
         Process id and start time.
     settings : dict
+    initializer : tuple, optional
+        A function and its arguments. If the function raises an error, all calls fail with this error.
     """
     from multiprocessing.connection import Connection
 
@@ -56,15 +63,18 @@ def main(ends: list[socket.socket], owner: tuple[int, int], settings: dict[str, 
         connection.send_bytes(protocol.write(protocol.READY, 0))
     server = Server(connection, ends[1] if len(ends) > 1 else None)
     try:
+        if initializer is not None:
+            server.initialize(*initializer)
+            del initializer
         server.run()
     finally:
         # Release the program's objects first, while tasks and the store still work. An interpreter does the same when
         # it shuts down.
         server.close()
         finalizing.run()
-        from . import shutdown
+        from . import end
 
-        shutdown()
+        end()
 
 
 class Peer:
@@ -108,7 +118,7 @@ class Server:
         self.is_async = False
         # The function that handles CANCEL frames. In an event loop, it can also cancel a running call.
         self.cancel: Callable[[Peer, int], None] = self.cancel_queued
-        # The error that the actor's `__init__` raised, if any.
+        # The error that the actor's `__init__` or the initializer raised, if any.
         self.broken: Failure | None = None
         self.inbox: deque[tuple[Peer, int, int, memoryview]] = deque()
         # Calls of other processes that arrived before the actor was made, while an argument of its constructor was
@@ -286,15 +296,22 @@ class Server:
         else:
             self.answer(peer, protocol.RESULT, number, None)
 
+    def initialize(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        """Call the initializer of a worker."""
+        try:
+            function(*arguments)
+        except BaseException as error:
+            self.broken = describe(error, INITIALIZER)
+
     def target(self, which: int | str) -> Callable[..., Any]:
         """Return the callable of a call."""
+        if self.broken is not None:
+            raise _Unloadable(self.broken)
         if isinstance(which, int):
             function = self.functions[which]
             if isinstance(function, _Unloadable):
                 raise function
             return function
-        if self.broken is not None:
-            raise _Unloadable(self.broken)
         method: Callable[..., Any] = getattr(self.actor, which)
         return method
 
@@ -444,6 +461,26 @@ def iter_anything(result: Any) -> Generator[Any, None, None]:
                 if hasattr(items, "aclose"):
                     runner.run(items.aclose())
     yield from result
+
+
+class Each:
+    """Calls a function for several items; this is the function of a worker for `RemoteFunction.map` with a chunk size."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.function = function
+        self.__qualname__ = name
+
+    def __call__(self, calls: list[tuple[Any, ...]]) -> list[Any]:
+        return [self._one(args) for args in calls]
+
+    def _one(self, given: tuple[Any, ...]) -> Any:
+        args, _ = resolve(given, {}, ())
+        result = self.function(*args)
+        if inspect.iscoroutine(result):
+            import asyncio
+
+            return asyncio.run(_whole(result))
+        return result
 
 
 async def _next(items: Any) -> Any:
