@@ -1,5 +1,6 @@
 """Test the command `pyray-ser` with stores in use and with stores whose processes have all crashed."""
 
+import html.parser
 import json
 import os
 import subprocess
@@ -313,13 +314,87 @@ def test_a_damaged_store_is_told(owner):
     assert not os.path.exists(owner.path)
 
 
+SVG = "{http://www.w3.org/2000/svg}"
+
+
 def test_pictures_in_files(owner, tmp_path):
     svg, html = tmp_path / "map.svg", tmp_path / "map.html"
     command("map", owner.name, "--svg", str(svg), "--html", str(html))
-    tree = xml.etree.ElementTree.parse(svg)
-    colours = {element.get("fill") for element in tree.iter("{http://www.w3.org/2000/svg}rect")}
-    assert {picture.KINDS["live"][1], picture.KINDS["pinned"][1]} <= colours
+    drawing = xml.etree.ElementTree.parse(svg)
+    legend, cells = {}, {}
+    for element in drawing.iter(f"{SVG}rect"):
+        (legend if element.get("width") == "12" else cells)[element.get("class")] = element.get("fill")
+    assert legend == {name: kind.colour for name, kind in picture.KINDS.items()}
+    assert {"free", "live", "pinned"} <= cells.keys() and cells.items() <= legend.items()
+    assert "prefers-color-scheme: dark" in svg.read_text()
     assert owner.name in html.read_text() and "<table>" in html.read_text()
+
+
+class Page(html.parser.HTMLParser):
+    """An HTML parser that records external resources, rows of tables, and titles of groups of cells."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.outside, self.rows, self.tips = [], [], {}
+        self._object = self._tip = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag in ("link", "img", "iframe") or "src" in attrs or "href" in attrs:
+            self.outside.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag == "g":
+            self._object = attrs["data-object"]
+        self._tip = self._object if tag == "title" and self._object else None
+
+    def handle_data(self, data):
+        if self._tip:
+            self.tips.setdefault(self._tip, []).append(data)
+        elif self.rows and data.strip():
+            self.rows[-1].append(data)
+
+
+def test_the_page_of_the_map_lists_the_objects_and_names_them_at_their_cells(owner, tmp_path):
+    path = tmp_path / "map.html"
+    command("map", owner.name, "--html", str(path))
+    page = Page(path.read_text())
+    listed = answer("ls", owner.name)["objects"]
+    assert not page.outside and "\x1b" not in path.read_text()
+    heads, *rows = [row for row in page.rows if row]
+    assert heads[:2] == ["serial", "size"] and len(rows) == len(listed)
+    assert {row[0] for row in rows} == {str(record["serial"]) for record in listed}
+    sizes = {str(record["serial"]): record["size"] for record in listed}
+    assert [sizes[row[0]] for row in rows] == sorted(sizes.values(), reverse=True)
+    in_memory = {record["serial"] for record in listed if not record["spilled"] and record["size"] > 1 << 20}
+    assert {f"0-{serial}" for serial in in_memory} <= page.tips.keys()
+    assert any("weights\\x1b[31m" in cell for row in rows for cell in row)
+    for key, tips in page.tips.items():
+        assert all(tip.startswith(f"object {key.removeprefix('0-')}") for tip in tips)
+
+
+def test_the_page_of_the_map_lists_only_the_largest_of_many_objects(monkeypatch):
+    monkeypatch.setattr(picture, "_LISTED", 2)
+    records = [
+        {
+            "serial": n, "size": n << 10, "offset": n << 10, "extent": 1 << 10, "spilled": False, "state": "sealed", "age": n,
+            "pin_holders": 0, "ref_holders": 1, "tokens_and_edges": 0, "name": "<b>&", "freed": False, "orphaned": False,
+            "creator_pid": 1, "creator_alive": True, "origin": None, "uses": 0,
+        }
+        for n in range(5)
+    ]  # fmt: skip
+    cells = picture.cells_of(records, 8 << 10, 8)
+    answer = {
+        "label": "<store>", "capacity": 8 << 10, "cell": 1 << 10, "cells": cells, "objects": 5,
+        "bytes": dict.fromkeys(picture.KINDS, 0),
+    }  # fmt: skip
+    text = picture._html([(answer, records)])
+    page = Page(text)
+    assert [row[0] for row in page.rows[1:] if row[0].isdigit()] == ["4", "3"]
+    assert "3 smaller objects are not listed" in text
+    assert "<b>" not in text and "<store>" not in text
+    assert "no stores" in picture._html([])
 
 
 def test_cells():

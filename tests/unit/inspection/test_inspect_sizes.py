@@ -4,12 +4,15 @@ import html.parser
 import json
 import pickle
 import random
+import re
 import string
 
 import numpy as np
 import pytest
 
 from pyray_ser.inspection import explain, inspect, inspect_size
+from pyray_ser.inspection.html import _shortened
+from pyray_ser.inspection.text import size_text
 
 
 class Holder:
@@ -131,8 +134,9 @@ def test_html_is_self_contained_and_escaped_and_areas_are_in_proportion():
         "s": "x" * 80_000,
     }
     page = inspect(value, "value").to_html()
+    _, narrow = re.findall("<svg.*?</svg>", page, re.DOTALL)
     checker = Checker()
-    checker.feed(page)
+    checker.feed(page.replace(narrow, ""))
     assert not checker.outside
     assert "<script>" not in page and "&lt;script&gt;" in page
     _, *inner = checker.rectangles
@@ -141,7 +145,7 @@ def test_html_is_self_contained_and_escaped_and_areas_are_in_proportion():
     assert areas[0] / areas[1] == pytest.approx(3, rel=0.02)
     assert len({fill for _, fill in inner}) == 3
     for box, _ in inner:
-        assert box[0] >= 0 and box[1] >= 0 and box[0] + box[2] <= 1000.5 and box[1] + box[3] <= 560.5
+        assert box[0] >= 0 and box[1] >= 0 and box[0] + box[2] <= 960.5 and box[1] + box[3] <= 540.5
     for i, (a, _) in enumerate(inner):
         for b, _ in inner[:i]:
             assert (
@@ -150,6 +154,34 @@ def test_html_is_self_contained_and_escaped_and_areas_are_in_proportion():
                 or a[1] + a[3] <= b[1] + 0.2
                 or b[1] + b[3] <= a[1] + 0.2
             )
+
+
+def test_labels_of_the_treemap_never_cut_a_number():
+    sizes = inspect_size({f"layer_{i:06}": np.zeros(3000 + 800 * i) for i in range(40)}, "value")
+    labels = re.findall("<text[^>]*>(.*?)</text>", sizes.to_html())
+    whole = {f"[&#x27;layer_{i:06}&#x27;]" for i in range(40)}
+    numbers = {size_text(size.total) for size in sizes}
+    cut = [label for label in labels if "\N{HORIZONTAL ELLIPSIS}" in label]
+    assert cut and not [label for label in cut if re.search(r"_\d{1,5}\N{HORIZONTAL ELLIPSIS}", label)]
+    for label in set(labels) - set(cut):
+        name, _, number = label.partition(" ")
+        assert label in whole or label in numbers or (name in {*whole, "value"} and number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "shown"),
+    [
+        ("weights", 7, "weights"),
+        ("weights", 6, "weigh\N{HORIZONTAL ELLIPSIS}"),
+        ("x1234", 4, ""),
+        ("['weights']", 3, ""),
+        ("['a1234']", 6, "['a\N{HORIZONTAL ELLIPSIS}"),
+        ("[12][345]", 7, "[12][\N{HORIZONTAL ELLIPSIS}"),
+        ("\u5c42\u5c42\u5c42", 5, "\u5c42\u5c42\N{HORIZONTAL ELLIPSIS}"),
+    ],
+)
+def test_a_label_is_shortened_before_a_number(text, room, shown):
+    assert _shortened(text, room) == shown
 
 
 def test_html_lists_the_offenders():
