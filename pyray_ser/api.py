@@ -310,7 +310,16 @@ def stats() -> dict[str, int]:
     flight = sys.modules.get("pyray_ser.pool_hooks.in_flight")
     if flight is not None:
         flight.tick()
-    return store.stats()
+    return Stats(store.stats())
+
+
+class Stats(dict[str, int]):
+    """The counters of a store: a dict that notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        from .store.references import table
+
+        return table("stats of the store", [(name.replace("_", " "), f"{number:,}") for name, number in self.items()])
 
 
 def objects() -> list[dict[str, Any]]:

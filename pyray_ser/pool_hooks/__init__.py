@@ -11,6 +11,7 @@
     stored_once  arrays that are in the store already
     pipes       facts about a pipe from the kernel: which processes can read it, how much is unread
     processes   arguments of processes that start with an empty interpreter
+    main_by_value  functions and classes of a main module without a file, such as a notebook
     imported    modules that are imported before any process forks
     patches     the replacements in multiprocessing; undone by `uninstall`
     counts, report   what was sent, and what stayed in its message for which reason
@@ -25,6 +26,7 @@
   which pipe a message goes to, and whether the program reads a message as raw bytes,
 - ``BaseProcess.start``, ``multiprocessing.reduction.dump`` and ``_launch`` of the start methods spawn and forkserver: a new
   process installs before it loads its work, and its large arguments are shared,
+- ``multiprocessing.spawn.get_preparation_data``: a child does not look for the file of a main module that has none,
 - ``poll`` of ``multiprocessing.popen_fork.Popen`` and ``multiprocessing.popen_forkserver.Popen``: the objects of lost
   messages are released,
 - ``resource.setrlimit``: a process that sets its address space limit below what the store reserves leaves the store,

@@ -34,6 +34,7 @@ _NEEDED_HERE = (
     "in_flight",
     "load",
     "loky",
+    "main_by_value",
     "message",
     "pipes",
     "processes",

@@ -110,6 +110,8 @@ def close(number: int, server: int) -> None:
 
 def start(min_bytes: int, copy_on_write: int, max_in_flight: int) -> None:
     """Install the hooks in a new process, before it loads its work. A negative `max_in_flight` means the default."""
+    from .main_by_value import spawned
     from .patches import Options, join
 
+    spawned()
     join(Options(min_bytes, "c" if copy_on_write else "r", None if max_in_flight < 0 else max_in_flight))

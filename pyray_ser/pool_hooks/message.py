@@ -18,12 +18,11 @@ import io
 import pickle
 import struct
 from collections.abc import Callable
-from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import _core, _log
 from ..exceptions import PyraySerError
-from . import imported, load
+from . import imported, load, main_by_value
 from .counts import counts
 
 if TYPE_CHECKING:
@@ -239,7 +238,7 @@ def dumps(obj: object, taker: Taker) -> Output:
     Output
     """
     out = Output(taker)
-    pickler = ForkingPickler(out)
+    pickler = main_by_value.pickler()(out)
     numpy = imported.numpy()
     if numpy is not None:
         table: Any = pickler.dispatch_table

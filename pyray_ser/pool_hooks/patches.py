@@ -11,6 +11,7 @@ import multiprocessing.popen_spawn_posix
 import multiprocessing.process
 import multiprocessing.queues
 import multiprocessing.reduction
+import multiprocessing.spawn
 import pickle
 import resource
 import sys
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 from .. import _core, _log
 from ..store import discovery
-from . import audience, direct, imported, in_flight, message, processes, report
+from . import audience, direct, imported, in_flight, main_by_value, message, processes, report
 from .counts import counts, mark_installation
 
 __all__ = ["Options", "current", "hook_feed", "hook_poll", "hook_put", "install", "join", "sending", "uninstall"]
@@ -111,6 +112,7 @@ def _apply(options: Options) -> Options | None:
     _replace(multiprocessing.queues.Queue, "_feed", hook_feed)
     _replace(multiprocessing.process.BaseProcess, "start", _hook_start)
     _replace(multiprocessing.reduction, "dump", processes.hook_dump)
+    _replace(multiprocessing.spawn, "get_preparation_data", main_by_value.hook_preparation_data)
     for launching in (multiprocessing.popen_spawn_posix.Popen, multiprocessing.popen_forkserver.Popen):
         _replace(launching, "_launch", processes.hook_launch)
     for polling in (multiprocessing.popen_fork.Popen, multiprocessing.popen_forkserver.Popen):
@@ -288,7 +290,7 @@ class MessagePickler(ForkingPickler):
                         data = message.seal(message.dumps(obj, taker), taker.blobs)
                         counts.sent(len(data))
                         return data
-                data = ForkingPickler.dumps(obj)
+                data = main_by_value.pickler().dumps(obj)
             if not _local.pickling:
                 # This is not a call of `sent`, because small messages are frequent.
                 size = len(data)

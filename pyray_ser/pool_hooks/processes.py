@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _log
 from .._descriptors import above_standard
-from . import audience, message
+from . import audience, main_by_value, message
 from .counts import counts
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def hook_launch(original: Callable[..., Any]) -> Callable[..., Any]:
         before = getattr(_local, "arguments", None)
         arguments = _local.arguments = _Arguments(self, options)
         audience.launching()
+        main_by_value.spawned()
         try:
             result = original(self, process_obj)
             audience.started(self.pid)

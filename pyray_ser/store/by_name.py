@@ -42,6 +42,13 @@ class NamedObject(NamedTuple):
     time: float
     ephemeral: bool
 
+    def _repr_html_(self) -> str:
+        from .references import rows_of, table
+
+        bound = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.time))
+        rows = [("version", str(self.version)), ("bound", bound), ("ephemeral", "yes" if self.ephemeral else "no")]
+        return table("NamedObject", [*rows, *rows_of(self.ref)])
+
 
 def current() -> _core.Store:
     """Return the default store; open it first if this process has none."""

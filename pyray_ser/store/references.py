@@ -74,8 +74,12 @@ def reduce(ref: ObjectRef[Any]) -> tuple[Any, ...]:
 
 
 def _facts(ref: ObjectRef[Any]) -> tuple[str, str]:
-    state = ref.state
+    """Return the state and the size of an object as text. Never raise, because a repr must not."""
     size = ""
+    try:
+        state = ref.state
+    except Exception:
+        return "unknown", size
     if state == "sealed":
         try:
             number = ref.size
@@ -102,15 +106,32 @@ def text(ref: ObjectRef[Any]) -> str:
 
 def html(ref: ObjectRef[Any]) -> str:
     """Return a reference as a small table for notebooks."""
-    state, size = _facts(ref)
-    rows = [("object", str(ref.serial)), ("store", f"{ref.store_id:016x}"), ("state", state), ("id", ref.hex())]
-    if size:
-        rows.insert(3, ("size", size))
+    rows = [("object", str(ref.serial)), ("store", f"{ref.store_id:016x}"), *rows_of(ref)]
+    return table("ObjectRef", rows)
+
+
+def table(caption: str, rows: list[tuple[str, str]]) -> str:
+    """
+    Return a table for notebooks. It has no colours, so that it fits light and dark themes.
+
+    Parameters
+    ----------
+    caption : str
+    rows : list of (str, str)
+        Heading and text of each row, which need not be escaped.
+    """
     cells = "".join(
         f"<tr><th style='text-align:left'>{escape(key)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
         for key, value in rows
     )
-    return f"<table><caption>ObjectRef</caption>{cells}</table>"
+    return f"<table><caption>{escape(caption)}</caption>{cells}</table>"
+
+
+def rows_of(ref: ObjectRef[Any]) -> list[tuple[str, str]]:
+    """Return the rows that describe a reference in the table of another object."""
+    state, size = _facts(ref)
+    rows = [("state", state), ("size", size), ("id", ref.hex())]
+    return [row for row in rows if row[1]]
 
 
 # ---- argument errors --------------------------------------------------------------------------------------------------

@@ -320,17 +320,27 @@ class TaskRef:
 
     def __repr__(self) -> str:
         outcome = self._outcome
+        return f"TaskRef({self.name}, {repr(outcome) if type(outcome) is ObjectRef else self._what()})"
+
+    def _what(self) -> str:
+        """Return the state of the call as text, without loading its result."""
+        outcome = self._outcome
         if outcome is None:
-            what = "pending"
-        elif type(outcome) is bytes:
-            what = f"{len(outcome)} bytes"
-        elif type(outcome) is ObjectRef:
-            what = repr(outcome)
-        elif isinstance(outcome, TaskCancelledError):
-            what = "cancelled"
-        else:
-            what = "failed"
-        return f"TaskRef({self.name}, {what})"
+            return "pending"
+        if type(outcome) is bytes:
+            return f"{len(outcome)} bytes"
+        if type(outcome) is ObjectRef:
+            return "ready"
+        if isinstance(outcome, TaskCancelledError):
+            return "cancelled"
+        return f"failed: {outcome.type if isinstance(outcome, Failure) else type(outcome).__name__}"
+
+    def _repr_html_(self) -> str:
+        from ..store.references import rows_of, table
+
+        outcome = self._outcome
+        rows = [("task", self.name), ("result", self._what())]
+        return table("TaskRef", rows + rows_of(outcome) if type(outcome) is ObjectRef else rows)
 
 
 # Seconds that a thread sleeps before it checks whether another thread still reads.

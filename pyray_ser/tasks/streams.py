@@ -264,6 +264,13 @@ class ResultStream:
     def __repr__(self) -> str:
         return f"ResultStream({self._items!r})"
 
+    def _repr_html_(self) -> str:
+        from ..store.references import table
+
+        items = self._items
+        rows = [("task", items.ref.name), ("taken", str(items.taken)), ("waiting", str(len(items._ready)))]
+        return table("ResultStream", [*rows, ("ended", "yes" if items.ended else "no")])
+
 
 class Parts:
     """The references of a call with ``num_returns=count``."""
