@@ -18,6 +18,7 @@ extensions = [
     "numpydoc",
     "sphinx_copybutton",
     "sphinx_design",
+    "accessibility",
     "command_line",
     "repository_pages",
     "short_names",
@@ -31,8 +32,6 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
 # A code block without a language holds a command line or its output.
 highlight_language = "text"
-pygments_style = "friendly"
-pygments_dark_style = "github-dark"
 
 # ---- API --------------------------------------------------------------------------------------------------------------
 

@@ -37,9 +37,11 @@ def _rows(parser: argparse.ArgumentParser) -> list[str]:
         elif not action.option_strings and action.choices is not None:
             names = [value]
         default = action.default
-        stated = "" if default in (None, False, argparse.SUPPRESS, []) or not action.option_strings else f"{default}"
-        help_text = (action.help or "") % {"default": default, "prog": parser.prog, "type": action.type}
-        rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {_cell(help_text)} | {_cell(stated)} |")
+        text = (action.help or "") % {"default": default, "prog": parser.prog, "type": action.type}
+        stated = default in (None, False, argparse.SUPPRESS, []) or "default" in text or f"({default})" in text
+        if action.option_strings and not stated:
+            text += f" (default: {default})"
+        rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {_cell(text)} |")
     return rows
 
 
@@ -51,7 +53,7 @@ def _described(parser: argparse.ArgumentParser, text: str, level: int) -> list[s
     lines += ["```text", usage.format_help().strip(), "```", ""]
     rows = _rows(parser)
     if rows:
-        lines += ["| argument | meaning | default |", "|---|---|---|", *rows, ""]
+        lines += ["| argument | meaning |", "|---|---|", *rows, ""]
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             texts = {choice.dest: choice.help or "" for choice in action._choices_actions}

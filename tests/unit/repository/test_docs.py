@@ -327,8 +327,7 @@ def test_page_is_in_a_table_of_contents(page):
         for contents in DOCS.rglob("*.md")
         for block in pages.blocks(contents)
         if block.language == "{toctree}"
-        for entry in block.text.split()
-        if not entry.startswith(":")
+        for entry in re.findall(r"^(?:.*<)?([\w./-]+)>?$", block.text, re.MULTILINE)
     }
     assert page == DOCS / "index.md" or page.resolve() in listed
 
