@@ -18,6 +18,8 @@ __all__ = ["Buffer", "Form", "describe", "read_form"]
 # How much of a stream is read for one object, and for each object of a list.
 STREAM_MAX, STREAM_SHORT = 64 << 10, 8 << 10
 _OPCODES_MAX = 100_000
+_ARGUMENTS = 64
+_TEXT_MAX = 200
 _BUFFERS_MAX = 10_000
 
 # ---- the stored form, see csrc/store/format.h -----------------------------------------------------------------------
@@ -271,7 +273,7 @@ class _Walk:
             self.top()
         elif op == "\x93":
             name, module = self.pop(), self.pop()
-            push(_Note("global", name=f"{module.name}:{name.name}"))
+            push(_Note("global", name=f"{module.name[:_TEXT_MAX]}:{name.name[:_TEXT_MAX]}"))
         elif op == "c":
             module_name = self.line()
             push(_Note("global", name=f"{module_name}:{self.line()}"))
@@ -329,8 +331,9 @@ class _Walk:
     def call(self) -> None:
         """Replace a function and its arguments by the call."""
         arguments, function = self.pop(), self.pop()
-        note = _Note("call", [function, *arguments.items])
-        for item in arguments.items:
+        # A stream can repeat a call with many arguments in a few bytes, so keep only some.
+        note = _Note("call", [function, *arguments.items[:_ARGUMENTS]])
+        for item in note.items:
             if item.kind == "buffer" and item.number not in self.arrays:
                 self.arrays[item.number] = _text(note, True, 1, self.sizes)
         self.stack.append(note)
@@ -350,7 +353,6 @@ def _int(text: str) -> int:
 # ---- what the notes mean ------------------------------------------------------------------------------------------------
 
 _ITEMS = 1000
-_TEXT_MAX = 200
 _DTYPE = re.compile(r"([<>=|]?)([a-zA-Z?])(\d{0,9})(\[\w{1,8}\])?")
 _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex", "M": "datetime", "m": "timedelta"}
 _FUNCTION = "cloudpickle.cloudpickle:_make_function"
@@ -432,14 +434,14 @@ def _value(state: _Note | None, key: str) -> _Note:
 def _call(note: _Note, sizes: list[int]) -> str | None:
     function, arguments = note.items[0], note.items[1:]
     name = _name(function)
-    if function.kind == "call":  # a class that is pickled by value
-        return _call(function, sizes) if _name(function.items[0]) in _CLASSES else None
+    if function.kind == "call":
+        return _class(function)
     if name in ("copyreg:__newobj__", "copyreg:_reconstructor", "copyreg:__newobj_ex__"):
-        return _text(_get(arguments, 0), True, 1, sizes)
+        return _class(_get(arguments, 0))
     if name == _FUNCTION:
         return f"function {_get(_get(arguments, 0).items, 12).name}".rstrip()
     if name in _CLASSES:
-        return _get(arguments, 1).name or "class"
+        return _class(note)
     found = _array(note)
     if found is not None:
         return found
@@ -452,6 +454,13 @@ def _call(note: _Note, sizes: list[int]) -> str | None:
     if name == "pyray_ser:_load_ref":
         return "ObjectRef"
     return _dotted(name) or None
+
+
+def _class(note: _Note) -> str | None:
+    """Return the name of a class that is pickled by name or by value."""
+    if note.kind == "call":
+        return _get(note.items, 2).name if _name(note.items[0]) in _CLASSES else None
+    return _dotted(note.name)
 
 
 # ---- bytes and arrays ----------------------------------------------------------------------------------------------------

@@ -73,13 +73,18 @@ def _describe(stream: bytes, sizes: tuple[int, ...]) -> str | None:
 
 
 def add_descriptions(found: Found, store: _core.Store, spill_dir: str | None, shown: list[dict[str, Any]]) -> None:
-    """Add to records what each object is, where it was made, and the command line of its creator."""
+    """
+    Add to records what each object is, where it was made, and the command line of its creator.
+
+    For an entry of `pyray_ser.cached`, ``function`` is the name of the function.
+    """
     made = allocation_sites.read(store.id, clients(store)) if shown else {}
     command = commands_of(found)
     spill = spill_of(store, spill_dir)
     with open_segment(found) as segment:
         for record in shown:
             record["description"] = None if segment is None else _description_of(segment, record, spill)
+            record["function"] = _cached_function(record["name"])
             record["origin"] = made.get(record["serial"])
             record["creator_command"] = command(record["creator_pid"]) if record["creator_alive"] else None
 
@@ -101,10 +106,19 @@ def state_text(record: dict[str, Any]) -> str:
 def name_text(record: dict[str, Any]) -> str:
     """Return the name of an object; for a result of `pyray_ser.cached`, the function and the number of hits."""
     name: str = record["name"] or ""
-    if not name.startswith(cached.PREFIX):
+    function = _cached_function(name)
+    if function is None:
         return name
-    function, _, digest = name.removeprefix(cached.PREFIX).rpartition("/")
-    return f"counts of {function}" if digest == cached.COUNTER else f"result of {function}, hits: {record['uses']}"
+    if name.endswith(f"/{cached.COUNTER}"):
+        return f"counts of {function}"
+    return f"result of {function}, hits: {record['uses']}"
+
+
+def _cached_function(name: str | None) -> str | None:
+    """Return the function of an entry of `pyray_ser.cached`, from the name of the entry."""
+    if name is None or not name.startswith(cached.PREFIX):
+        return None
+    return name.removeprefix(cached.PREFIX).rpartition("/")[0]
 
 
 def _row(record: dict[str, Any]) -> list[str]:

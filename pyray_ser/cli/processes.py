@@ -27,7 +27,7 @@ def command_of(pid: int) -> str | None:
         return None
     words = [word.decode("utf-8", "backslashreplace") for word in data.rstrip(b"\0").split(b"\0")]
     # A process that sets its own title writes one text with spaces.
-    text = words[0] if len(words) == 1 else shlex.join(words)
+    text = words[0] if len(words) == 1 else " ".join(map(shlex.quote, words))
     return text or None
 
 

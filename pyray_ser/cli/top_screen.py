@@ -9,9 +9,9 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -31,22 +31,33 @@ _STATES = {"spilled": "magenta", "creating": "yellow", "freed": "red", "orphaned
 # ---- drawing ---------------------------------------------------------------------------------------------------------------
 
 
-def _table(heads: Any, rows: list[list[str]], sides: str) -> Table:
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for head, side in zip(heads, sides, strict=True):
-        # Numbers must stay readable on a narrow terminal; texts may be cut.
-        texts = head in ("WHAT", "NAME", "MADE AT", "COMMAND")
-        made.add_column(
-            head, justify="right" if side == "r" else "left", no_wrap=True,
-            overflow="ellipsis" if texts else "fold", min_width=None if texts else max(map(len, (head, "gone"))),
-        )  # fmt: skip
+# Columns that may be cut, with the width that they keep; and columns that are left out of a narrow terminal, in this order.
+_CUT = {"WHAT": 26, "NAME": 8, "MADE AT": 10, "COMMAND": 16}
+_LEFT_OUT = ("MADE AT", "HELD", "COMMAND", "REFS", "VIEWS", "SHARED")
+_GAP = 2
+
+
+def _table(heads: Sequence[str], rows: list[list[str]], sides: str, width: int) -> Table:
+    """Return a table that fits into `width`, in which numbers are never cut."""
+    least = {}
+    for index, head in enumerate(heads):
+        widest = max([len(head), *(len(row[index]) for row in rows)])
+        least[head] = min(widest, _CUT.get(head, widest))
+    for head in _LEFT_OUT:
+        if sum(least.values()) + _GAP * len(least) > width:
+            least.pop(head, None)
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    shown = [index for index, head in enumerate(heads) if head in least]
+    for index in shown:
+        justify: Literal["right", "left"] = "right" if sides[index] == "r" else "left"
+        made.add_column(heads[index], justify=justify, no_wrap=True, overflow="ellipsis", min_width=least[heads[index]])
     for row in rows:
         # Text, because a str would be read as markup.
-        made.add_row(*(Text(cell, style=_STATES.get(cell, "")) for cell in row))
+        made.add_row(*(Text(row[index], style=_STATES.get(row[index], "")) for index in shown))
     return made
 
 
-def _store(answer: dict[str, Any], limit: int) -> Iterator[RenderableType]:
+def _store(answer: dict[str, Any], limit: int, width: int) -> Iterator[RenderableType]:
     name = Text(printable(answer["label"]), style="bold cyan")
     if "error" in answer:
         yield name
@@ -54,28 +65,28 @@ def _store(answer: dict[str, Any], limit: int) -> Iterator[RenderableType]:
         return
     stats = answer["stats"]
     first, *more = summary(answer)
-    head = Table.grid(padding=(0, 2))
+    head = Table.grid(padding=(0, _GAP))
     head.add_row(name, ProgressBar(total=max(1, stats["capacity"]), completed=stats["used"], width=30), Text(first))
     yield head
     yield from (Text(f"  {line}", style="dim") for line in more)
     if answer["objects"]:
         yield Text()
-        yield _table(*extended(answer["objects"]))
+        yield _table(*extended(answer["objects"]), width)
     if answer["processes"] and limit:
         yield Text()
-        yield _table(PROCESS_HEADS, process_rows(answer, limit), PROCESS_SIDES)
+        yield _table(PROCESS_HEADS, process_rows(answer, limit), PROCESS_SIDES, width)
     yield Text()
 
 
-def draw(answers: list[dict[str, Any]], view: View, state: str) -> Group:
-    """Return the screen."""
+def draw(answers: list[dict[str, Any]], view: View, state: str, width: int) -> Group:
+    """Return the screen for a terminal of `width` columns."""
     shown = f"sorted by {view.sort}" + (f", filter {printable(view.filter)!r}" if view.filter else "")
     keys = Text.assemble(
         ("q", "bold"), " quit  ", ("s", "bold"), " sort  ", ("/", "bold"), " filter  ", ("space", "bold"), " pause"
     )
     parts: list[RenderableType] = [Text.assemble(keys, ("   " + shown + state, "dim")), Text()]
     for answer in answers:
-        parts += _store(answer, view.objects)
+        parts += _store(answer, view.objects, width)
     if not answers:
         parts.append(Text("no stores"))
     return Group(*parts)
@@ -167,7 +178,7 @@ def run_screen(arguments: argparse.Namespace, view: View) -> int:
     console = Console()
     with _keyboard() as fd, Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as screen:
         while True:
-            screen.update(draw(answers, view, keys.state), refresh=True)
+            screen.update(draw(answers, view, keys.state, console.width), refresh=True)
             if not keys.paused and arguments.count is not None and looks >= arguments.count:
                 return status
             for key in _wait(fd, arguments.interval):

@@ -116,7 +116,7 @@ def test_ls_tells_where_objects_were_made(monkeypatch):
 def test_ls_shows_the_results_of_cached_functions():
     run(
         """
-        import os, subprocess, sys
+        import json, os, subprocess, sys
         import pyray_ser
         pyray_ser.init()
         @pyray_ser.cached
@@ -129,6 +129,9 @@ def test_ls_shows_the_results_of_cached_functions():
         ends = sorted(line.rpartition("of __main__.embeddings-")[2][16:].partition("  ")[0] for line in lines if "embeddings" in line)
         assert ends == ["", ", hits: 0", ", hits: 2"], lines
         assert "counts of __main__.embeddings-" in str(lines)
+        (store,) = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True).stdout)["stores"]
+        (function,) = {record["function"] for record in store["objects"]}
+        assert function.startswith("__main__.embeddings-") and "/" not in function
         """
     )
 

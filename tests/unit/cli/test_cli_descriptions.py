@@ -6,6 +6,7 @@ import random
 import struct
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -143,6 +144,14 @@ def test_damaged_and_hostile_streams_are_survived():
     assert text is not None and len(text) < 1000
     describe(b"\x80\x05(" * STREAM_MAX, [])
     describe(b"\x80\x05]\x94" + b"h\x00\x85" * 20_000 + b".", [])
+    # A call that is its own argument, many calls with many arguments, and many long names.
+    call = b"\x80\x05\x8c\x07copyreg\x8c\x0a__newobj__\x93)R\x94h\x00a"
+    assert describe(call + b".", [])[0] is not None
+    tracemalloc.start()
+    describe(b"\x80\x05\x8c\x01a\x94\x8c\x01b\x93\x94(" + b"h\x00" * 15_000 + b"t\x94" + b"h\x01h\x02R" * 6000, [])
+    describe(b"\x80\x05X\x00\x75\x00\x00" + b"n" * 0x7500 + b"\x94" + b"h\x00h\x00\x93" * 6000, [])
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
     describe(b"\x80\x05]2" + b"2" * 60_000 + b".", [])
 
 

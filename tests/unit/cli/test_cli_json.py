@@ -23,7 +23,7 @@ ARGUMENTS = {
 STORE = {"label", "id", "path", "pids", "used"}
 OBJECT = {
     "id", "serial", "size", "extent", "offset", "state", "ref_holders", "pin_holders", "tokens_and_edges", "created", "age",
-    "creator_pid", "creator_alive", "creator_command", "freed", "orphaned", "spilled", "name", "uses", "description", "origin",
+    "creator_pid", "creator_alive", "creator_command", "freed", "orphaned", "spilled", "name", "uses", "description", "function", "origin",
 }  # fmt: skip
 
 
