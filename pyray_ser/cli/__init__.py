@@ -23,8 +23,9 @@ COMMANDS = {
     "clean": "remove what stores that are provably gone left behind",
     "doctor": "what this machine offers, what is in the way, and what to do about it",
     "inspect": "find what keeps an object from being pickled, and where its bytes are",
-    "ls": "list the objects of each store",
+    "ls": "list the objects of each store, and what they are",
     "map": "draw each store: live, pinned, free, spilled",
+    "show": "show everything about one object",
     "stat": "show the counters of each store",
     "top": "show stores and their largest objects, live",
 }

@@ -12,17 +12,39 @@ from typing import Any
 
 from . import CommandError
 from .output import table, write_json
+from .processes import memory_sizes
 
 __all__ = ["add_arguments", "memory_of", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("what", choices=["pool"], help="pool: the README's multiprocessing.Pool, before and after")
-    parser.add_argument("--mb", type=int, default=320, metavar="N", help="megabytes of the table (320)")
-    parser.add_argument("--workers", type=int, default=4, metavar="N", help="processes of the pool (4)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each is timed, in turns (3)")
+    parser.add_argument(
+        "what", nargs="?", choices=["lines", "pool"], default="lines",
+        help="lines (default): the lines of Ray's microbenchmark, and others; pool: the README's multiprocessing.Pool, "
+        "before and after",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument(
+        "--mb",
+        type=int,
+        metavar="N",
+        help="megabytes of a large array (100; 10 if --quick) or of the pool's table (320)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="how often each is timed (5; 3 for the pool or if --quick)"
+    )
+    lines = parser.add_argument_group("lines")
+    lines.add_argument(
+        "--quick", action="store_true", help="short rounds and small arrays: a few seconds, rough figures"
+    )
+    lines.add_argument(
+        "--only", metavar="PATTERN", help="only lines whose name contains PATTERN, or matches its wildcards"
+    )
+    lines.add_argument("--compare", metavar="FILE", help="show the ratio to the figures that an earlier --json wrote")
+    lines.add_argument("--ray", metavar="PYTHON", help="also measure Ray, in this interpreter, and show both")
+    pool = parser.add_argument_group("pool")
+    pool.add_argument("--workers", type=int, default=4, metavar="N", help="processes of the pool (4)")
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------------
@@ -40,17 +62,6 @@ def _tree(pid: int) -> list[int]:
     return found
 
 
-def _own(pid: int) -> int:
-    """Return the proportional set size (PSS) of a process, without shared memory."""
-    sizes = {}
-    with open(f"/proc/{pid}/smaps_rollup") as file:
-        for line in file:
-            name, _, rest = line.partition(":")
-            if name.startswith("Pss"):
-                sizes[name] = int(rest.split()[0]) << 10
-    return sizes["Pss"] - sizes.get("Pss_Shmem", 0)
-
-
 def memory_of(pid: int) -> int:
     """
     Return the bytes that a process and its descendants use.
@@ -62,7 +73,8 @@ def memory_of(pid: int) -> int:
     files: dict[tuple[int, int], int] = {}
     for one in _tree(pid):
         try:
-            total += _own(one)
+            sizes = memory_sizes(one)
+            total += sizes["pss"] - sizes["pss_shmem"] if sizes is not None else 0
             for fd in os.listdir(f"/proc/{one}/fd"):
                 path = f"/proc/{one}/fd/{fd}"
                 if os.readlink(path).startswith(("/memfd:", "/dev/shm/")):
@@ -122,10 +134,7 @@ class _Program:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures."""
-    for name in ("mb", "workers", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise CommandError(f"--{name} must be 1 or more")
+    """Return the figures of the pool."""
     programs: dict[str, _Program] = {}
     try:
         for which in ("before", "after"):
@@ -149,7 +158,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, and print."""
+    """Measure, and print; return 1 if a line failed."""
+    for name in ("mb", "workers", "rounds"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise CommandError(f"--{name} must be 1 or more")
+    if arguments.what == "lines":
+        from .bench_lines import run_lines
+
+        return run_lines(arguments)
+    arguments.mb, arguments.rounds = arguments.mb or 320, arguments.rounds or 3
     figures = measure(arguments)
     if arguments.json:
         write_json(figures)

@@ -11,12 +11,18 @@ from .. import _core
 from . import CommandError
 from .stores import Found, opened, selected
 
-__all__ = ["clients", "each"]
+__all__ = ["clients", "each", "each_found"]
 
 Ask = Callable[[_core.Store, "str | None"], dict[str, Any]]
+AskFound = Callable[[Found, _core.Store, "str | None"], dict[str, Any]]
 
 
 def each(arguments: argparse.Namespace, ask: Ask) -> tuple[list[dict[str, Any]], int]:
+    """Do the same as `each_found`, for a function that needs only the store and its spill directory."""
+    return each_found(arguments, lambda found, store, spill_dir: ask(store, spill_dir))
+
+
+def each_found(arguments: argparse.Namespace, ask: AskFound) -> tuple[list[dict[str, Any]], int]:
     """
     Query every selected store.
 
@@ -41,11 +47,11 @@ def each(arguments: argparse.Namespace, ask: Ask) -> tuple[list[dict[str, Any]],
     return answers, int(any("error" in answer for answer in answers))
 
 
-def _one(found: Found, ask: Ask) -> dict[str, Any]:
+def _one(found: Found, ask: AskFound) -> dict[str, Any]:
     answer = {"label": found.label, **found.describe()}
     try:
         with opened(found) as (store, spill_dir):
-            answer.update(ask(store, spill_dir))
+            answer.update(ask(found, store, spill_dir))
     except ProcessLookupError:
         raise
     except (OSError, ValueError, RuntimeError, MemoryError, ImportError) as problem:

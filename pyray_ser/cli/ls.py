@@ -6,66 +6,69 @@ import argparse
 from typing import Any
 
 from .. import _core
-from ..store import allocation_sites, cached
-from .look import clients, each
-from .output import age, bytes_text, count, printable, table, write_json
-from .stores import add_selection
+from .look import clients, each_found
+from .objects import ORDERS, add_descriptions, extended, records
+from .output import age, count, printable, table, write_json
+from .stores import Found, add_selection
 
-ORDERS = {"age": lambda record: record["serial"], "size": lambda record: -record["size"]}
+# How many objects are printed unless the user asks for another number.
+_LIMIT = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     add_selection(parser)
-    parser.add_argument("--sort", choices=sorted(ORDERS), default="age", help="oldest or largest first")
-    parser.add_argument("-n", "--limit", type=int, metavar="N", help="the first N only")
+    parser.add_argument(
+        "--sort", choices=sorted(ORDERS), default="age", help="oldest (age) or largest (size) first, ..."
+    )
+    parser.add_argument(
+        "-n", "--limit", type=int, metavar="N",
+        help=f"the first N of each store only; default {_LIMIT}, and all with --json",
+    )  # fmt: skip
 
 
-def _ask(store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
-    return {"objects": records(store), "in_flight": store.flights(), "clients": clients(store)}
+def run(arguments: argparse.Namespace) -> int:
+    """List the objects."""
+    limit = arguments.limit
+    if limit is None and not arguments.json:
+        limit = _LIMIT
+    limit = limit if limit is None else max(0, limit)
+
+    def ask(found: Found, store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
+        objects = records(store)
+        # Count only sealed objects, as the commands stat and top do.
+        unsealed = sum(record["state"] == "creating" for record in objects)
+        number = len(objects) - unsealed
+        objects.sort(key=ORDERS[arguments.sort])
+        del objects[len(objects) if limit is None else limit :]
+        # Describe only what is shown: a store may have many objects.
+        add_descriptions(found, store, spill_dir, objects)
+        flights = sorted(store.flights(), key=lambda flight: -flight["age"])
+        return {
+            "objects": objects, "count": number, "unsealed": unsealed, "in_flight": flights, "clients": clients(store)
+        }  # fmt: skip
+
+    answers, status = each_found(arguments, ask)
+    for answer in answers:
+        for key, nothing in (("objects", []), ("count", 0), ("unsealed", 0), ("in_flight", [])):
+            answer.setdefault(key, nothing)
+    if arguments.json:
+        write_json({"stores": answers})
+        return status
+    for answer in answers:
+        _print(answer, limit)
+    if not answers and not status:
+        print("no stores")
+    return status
 
 
-def records(store: _core.Store) -> list[dict[str, Any]]:
-    """Return the records of a store's objects, with the creation site and whether the creator is still a client."""
-    alive = set(clients(store))
-    made = allocation_sites.read(store.id, sorted(alive))
-    return [
-        {**record, "creator_alive": record["creator_pid"] in alive, "origin": made.get(record["serial"])}
-        for record in store.records()
-    ]
+# ---- as text -------------------------------------------------------------------------------------------------------------
+
+_FLIGHT_HEADS = ("IN FLIGHT", "SENDER", "AGE", "AS", "OBJECT")
 
 
-def row(record: dict[str, Any]) -> list[str]:
-    """Return the table cells for one object."""
-    state = "freed" if record["freed"] else "orphaned" if record["orphaned"] else record["state"]
-    return [
-        str(record["serial"]),
-        bytes_text(record["size"]),
-        age(record["age"]),
-        "spilled" if record["spilled"] else state,
-        str(record["creator_pid"]) if record["creator_alive"] else "gone",
-        str(record["ref_holders"]),
-        str(record["pin_holders"]),
-        str(record["tokens_and_edges"]),
-        printable(_name_text(record)),
-    ]
-
-
-def _name_text(record: dict[str, Any]) -> str:
-    """Return the name of an object; for a result of `pyray_ser.cached`, the function and the number of hits."""
-    name: str = record["name"] or ""
-    if not name.startswith(cached.PREFIX):
-        return name
-    function, _, digest = name.removeprefix(cached.PREFIX).rpartition("/")
-    return f"counts of {function}" if digest == cached.COUNTER else f"result of {function}, hits: {record['uses']}"
-
-
-HEADS = ("SERIAL", "SIZE", "AGE", "STATE", "OWNER", "REFS", "VIEWS", "HELD", "NAME")
-
-
-def flight_row(flight: dict[str, Any]) -> list[str]:
-    """Return the table cells for one reference in flight."""
+def _flight_row(flight: dict[str, Any]) -> list[str]:
     return [
         str(flight["serial"]),
         str(flight["sender_pid"]) + ("" if flight["sender_alive"] else " (gone)"),
@@ -75,44 +78,20 @@ def flight_row(flight: dict[str, Any]) -> list[str]:
     ]
 
 
-FLIGHT_HEADS = ("IN FLIGHT", "SENDER", "AGE", "AS", "OBJECT")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """List the objects."""
-    answers, status = each(arguments, _ask)
-    for answer in answers:
-        answer.setdefault("objects", [])
-        answer.setdefault("in_flight", []).sort(key=lambda flight: -flight["age"])
-        answer["objects"].sort(key=ORDERS[arguments.sort])
-        # Count only sealed objects, as the commands stat and top do.
-        unsealed = sum(record["state"] == "creating" for record in answer["objects"])
-        answer["count"], answer["unsealed"] = len(answer["objects"]) - unsealed, unsealed
-        if arguments.limit is not None:
-            del answer["objects"][max(0, arguments.limit) :]
-    if arguments.json:
-        write_json({"stores": answers})
-        return status
-    for answer in answers:
-        number = len(answer.get("clients", answer["pids"]))
-        use = count(number, "process", "processes") if answer["used"] else "no process left"
-        objects = count(answer["count"], "object", "objects")
-        if answer["unsealed"]:
-            objects += f", {answer['unsealed']} being made"
-        print(f"{printable(answer['label'])}  ({objects}, {use})")
-        if "error" in answer:
-            print(f"  {printable(answer['error'])}")
-        elif answer["objects"]:
-            rows = [row(record) for record in answer["objects"]]
-            heads, sides = list(HEADS), "rrrlrrrrl"
-            if any(record["origin"] for record in answer["objects"]):
-                heads, sides = [*heads, "MADE AT"], sides + "l"
-                for cells, record in zip(rows, answer["objects"], strict=True):
-                    cells.append(printable(record["origin"] or ""))
-            print(table(heads, rows, sides))
-        if flights := answer["in_flight"][: arguments.limit if arguments.limit is None else max(0, arguments.limit)]:
-            print(table(FLIGHT_HEADS, [flight_row(flight) for flight in flights], "rrrll"))
-        print()
-    if not answers and not status:
-        print("no stores")
-    return status
+def _print(answer: dict[str, Any], limit: int | None) -> None:
+    number = len(answer.get("clients", answer["pids"]))
+    use = count(number, "process", "processes") if answer["used"] else "no process left"
+    objects = count(answer["count"], "object", "objects")
+    if answer["unsealed"]:
+        objects += f", {answer['unsealed']} being made"
+    print(f"{printable(answer['label'])}  ({objects}, {use})")
+    if "error" in answer:
+        print(f"  {printable(answer['error'])}")
+    elif answer["objects"]:
+        print(table(*extended(answer["objects"])))
+    left = answer["count"] + answer["unsealed"] - len(answer["objects"])
+    if left > 0 and limit:
+        print(f"{count(left, 'more object', 'more objects')}: choose with --sort and --limit, or use --json")
+    if flights := answer["in_flight"][:limit]:
+        print(table(_FLIGHT_HEADS, [_flight_row(flight) for flight in flights], "rrrll"))
+    print()

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["age", "bytes_text", "count", "error", "printable", "table", "write_json"]
+__all__ = ["age", "bytes_text", "count", "cut", "error", "printable", "table", "write_json"]
 
 
 def bytes_text(number: int) -> str:
@@ -40,6 +40,11 @@ def count(number: int, one: str, many: str) -> str:
 def printable(text: str) -> str:
     """Return text of another process without control characters for the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def cut(text: str, width: int) -> str:
+    """Return text without what is beyond `width` characters."""
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: str) -> str:
