@@ -253,7 +253,7 @@ bench-peers: $(STAMP)/bench
 
 # ---------------------------------------------------------------- for contributors
 
-include mk/instrumented.mk mk/engine.mk mk/fuzz.mk mk/versions.mk
+include mk/instrumented.mk mk/engine.mk mk/fuzz.mk mk/pictures.mk mk/versions.mk
 
 # ---------------------------------------------------------------- cleaning
 
