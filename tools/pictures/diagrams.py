@@ -126,7 +126,7 @@ def bar(x: float, end: float, y: float, words: str, look: str, ink: str = "f-on-
 
 
 def object_life() -> str:
-    """Draw who holds an object over time, and when its memory is freed."""
+    """Draw the holders of an object over time, and the state of its memory."""
     first, sealed, got, killed, reaped, released, end = 114, 208, 302, 388, 532, 552, 639
     lanes = {name: 64 + 60 * number for number, name in enumerate(("program", "message", "worker A", "worker B"))}
     memory = 336
