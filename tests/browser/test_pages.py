@@ -81,7 +81,8 @@ class Shown:
         if AXE is None:
             return []
         self.page.evaluate(Path(AXE).read_text(encoding="utf-8"))
-        found = self.page.evaluate("axe.run()")["violations"]
+        # Without preload: a page from a file may not read its style sheets.
+        found = self.page.evaluate("axe.run({preload: false})")["violations"]
         return [
             f"{rule['id']}: {rule['help']}: {node['html'][:200]}"
             for rule in found
@@ -242,12 +243,10 @@ def test_labels_of_a_treemap_stay_inside_their_rectangles(browser, treemap, devi
     assert [label for label, right, bottom in labels if right > 0.5 or bottom > 0.5] == []
 
 
-def site_pages():
-    """Return the home page of the site, a how-to guide and a page about the API, if the site has been built."""
-    found = [SITE / "index.html", *sorted(SITE.glob("how-to/*.html"))[:1], *sorted(SITE.glob("**/*api*.html"))[:1]]
-    return [page for page in found if page.exists()]
+# The home page, a how-to guide, and a page about functions; they are shown if the site has been built.
+SITE_PAGES = ["index.html", "how-to/pools.html", "reference/api/objects.html"] if SITE.is_dir() else []
 
 
-@pytest.mark.parametrize("page", site_pages(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", SITE_PAGES)
 def test_a_page_of_the_site(browser, page):
-    check(browser, page, f"site-{page.stem}")
+    check(browser, SITE / page, f"site-{page.removesuffix('.html').replace('/', '-')}")
