@@ -260,7 +260,7 @@ bench-peers: $(STAMP)/bench
 
 # ---------------------------------------------------------------- for contributors
 
-include mk/instrumented.mk mk/engine.mk mk/fuzz.mk mk/versions.mk mk/docs.mk
+include mk/instrumented.mk mk/engine.mk mk/fuzz.mk mk/versions.mk mk/docs.mk mk/pictures.mk
 
 # ---------------------------------------------------------------- cleaning
 

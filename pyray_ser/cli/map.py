@@ -264,25 +264,25 @@ def _list(number: int, answer: dict[str, Any], found: list[dict[str, Any]]) -> s
     # Cells with a unit are sorted by the number.
     exact = {"SIZE": "size", "AGE": "age"}
     shown = sorted(found, key=lambda record: -record["size"])[:_LISTED]
-    rows = [row(record) for record in shown]
+    heads, rows = HEADS, [row(record) for record in shown]
     right = [
         ' class="n"' if head in exact or all(cells[i].isdigit() for cells in rows) else ""
-        for i, head in enumerate(HEADS)
+        for i, head in enumerate(heads)
     ]
     lines = []
     for record, texts in zip(shown, rows, strict=True):
         cells = []
-        for head, text, side in zip(HEADS, texts, right, strict=True):
+        for head, text, side in zip(heads, texts, right, strict=True):
             exactly = f' data-sort="{record[exact[head]]}"' if head in exact else ""
             swatch = f'<i class="swatch {kind_of(record)}"></i>' if head == "STATE" else ""
             cells.append(f"<td{side}{exactly}>{swatch}{escape(text)}</td>")
         lines.append(f'<tr data-object="{number}-{record["serial"]}">{"".join(cells)}</tr>')
     order = {"SIZE": ' aria-sort="descending"'}
-    heads = "".join(
+    buttons = "".join(
         f'<th scope="col"{side}{order.get(head, "")}><button type="button">{head.lower()}</button></th>'
-        for head, side in zip(HEADS, right, strict=True)
+        for head, side in zip(heads, right, strict=True)
     )
-    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    table = f"<table><thead><tr>{buttons}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     rest = len(found) - len(lines)
     note = f"<p>{count(rest, 'smaller object is', 'smaller objects are')} not listed.</p>" if rest else ""
     return scrolling(f"Objects of {printable(answer['label'])}", table) + note
