@@ -18,16 +18,16 @@ from .._version import __version__
 __all__ = ["COMMANDS", "CommandError", "main"]
 
 COMMANDS = {
-    "bench": "measure what this library is worth on this machine",
+    "bench": "measure single operations, or a pool with and without this package",
     "check": "verify every invariant of each store",
-    "clean": "remove what stores that are provably gone left behind",
-    "doctor": "what this machine offers, what is in the way, and what to do about it",
-    "inspect": "find what keeps an object from being pickled, and where its bytes are",
-    "ls": "list the objects of each store, and what they are",
-    "map": "draw each store: live, pinned, free, spilled",
+    "clean": "remove the files of stores that no process uses any more",
+    "doctor": "examine this machine, and say what to change",
+    "inspect": "find out why an object cannot be pickled, and where its bytes are",
+    "ls": "list the objects of each store: what they are, and which processes made and hold them",
+    "map": "draw the memory of each store",
     "show": "show everything about one object",
     "stat": "show the counters of each store",
-    "top": "show stores and their largest objects, live",
+    "top": "show stores, their largest objects and their processes, continuously",
 }
 """Name of a command -> what it does, in one line."""
 

@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     lines = parser.add_argument_group("lines")
     lines.add_argument(
-        "--quick", action="store_true", help="short rounds and small arrays: a few seconds, rough figures"
+        "--quick",
+        action="store_true",
+        help="short rounds and small arrays: rough figures, in seconds instead of minutes",
     )
     lines.add_argument(
         "--only", metavar="PATTERN", help="only lines whose name contains PATTERN, or matches its wildcards"

@@ -381,7 +381,7 @@ def _start(library: Any) -> None:
         return
     import logging
 
-    # Start processes of our own, even if the environment names a cluster.
+    # Start a local cluster, even if the environment names a cluster.
     os.environ.pop("RAY_ADDRESS", None)
     library.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
 

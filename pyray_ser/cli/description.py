@@ -57,7 +57,7 @@ def read_form(read: Callable[[int, int], bytes], size: int, whole: bool = False)
     size : int
         Size of the object.
     whole : bool
-        Whether to read as much as `describe` can use, and not only what it needs for most objects.
+        If true, read as much as `describe` can use; otherwise, what it needs for most objects.
 
     Returns
     -------

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     add_selection(parser)
     parser.add_argument(
-        "--sort", choices=sorted(ORDERS), default="age", help="oldest (age) or largest (size) first, ..."
+        "--sort", choices=sorted(ORDERS), default="age", help="order of the objects (age: oldest first)"
     )
     parser.add_argument(
         "-n", "--limit", type=int, metavar="N",

@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--objects", type=int, default=10, metavar="N", help="how many objects and processes of each store to show (10)"
     )
-    parser.add_argument("--sort", choices=sorted(ORDERS), default="size", help="order of the objects (size)")
+    parser.add_argument(
+        "--sort", choices=sorted(ORDERS), default="size", help="order of the objects (size: largest first)"
+    )
     parser.add_argument(
         "--filter", default="", metavar="TEXT",
         help="only objects with TEXT in their name, state, owner's pid or owner's command line",

@@ -64,7 +64,7 @@ def test_text_of_a_process_that_cannot_be_examined():
 
 
 class Terminal:
-    """The command on a terminal of its own."""
+    """The command on its own terminal."""
 
     def __init__(self, *words, block_rich=False, term="xterm"):
         # The terminal controls the session, so that it sends Ctrl-C.
