@@ -10,7 +10,7 @@ from .text import size_text
 if TYPE_CHECKING:
     from .sizes import Size, Sizes
 
-__all__ = ["document", "page", "scrolling"]
+__all__ = ["document", "fragment", "page", "scrolling"]
 
 # The width and height of the treemap for wide and for narrow screens, in the units of its font size.
 _WIDE, _NARROW = (960.0, 540.0), (400.0, 560.0)
@@ -24,7 +24,7 @@ _MEANINGS = {
     "referenced": "in the store already",
     "in-band": "in the pickle stream, decoded by each reader",
 }
-_FONT = 12.0
+_MONO, _FONT = "ui-monospace, DejaVu Sans Mono, Menlo, Consolas, monospace", 12.0
 # The width of a character of a monospaced font, and the distance between a label and the edge.
 _CHARACTER, _PADDING = 0.61 * _FONT, 5.0
 _DIGITS = "0123456789.,_"
@@ -54,9 +54,7 @@ th { font-weight: 600; color: var(--soft); white-space: nowrap; }
 """
 
 _STYLE = """
-svg text { font: 12px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; pointer-events: none; }
-.leaf { fill: #fff; } .title { fill: var(--ink); }
-rect { stroke: var(--paper); stroke-width: 1.5; }
+rect { stroke: var(--paper); }
 g:hover > rect { stroke: var(--ink); }
 .narrow { display: none; }
 @media (max-width: 759px) { .wide { display: none; } .narrow { display: block; } }
@@ -82,16 +80,10 @@ def page(sizes: "Sizes", failures: list[FailureTuple] | None = None) -> str:
     """Return the page as HTML."""
     root = sizes.root
     title = f"{root.path or root.type}: {size_text(root.total)}"
-    legend = "".join(
-        f'<li><i class="swatch" style="background:{_COLOURS[word]}"></i>{word} {size_text(number)} '
-        f"<span>{_MEANINGS[word]}</span></li>"
-        for word, number in root.kinds.items()
-        if number or word != "referenced"
-    )
     parts = [
         f"<h1>{escape(title)}</h1>",
         "<p>Areas are in proportion to bytes. Point at a rectangle to see the path to its object.</p>",
-        f'<ul class="key">{legend}</ul>',
+        f'<ul class="key">{_legend(root)}</ul>',
         _treemap(root, title, "wide", *_WIDE),
         _treemap(root, title, "narrow", *_NARROW),
     ]
@@ -113,11 +105,33 @@ def page(sizes: "Sizes", failures: list[FailureTuple] | None = None) -> str:
     return document(title, _STYLE, parts)
 
 
+def fragment(sizes: "Sizes") -> str:
+    """Return the treemap and the tree for a notebook, which has its own style in light or dark mode."""
+    root = sizes.root
+    treemap = _treemap(root, f"{root.path or root.type}: {size_text(root.total)}", "wide", *_WIDE)
+    style = "list-style: none; display: flex; flex-wrap: wrap; gap: 0 22px; margin: 8px 0; padding: 0"
+    return (
+        f'<div style="max-width: {_WIDE[0]:g}px"><ul style="{style}">{_legend(root)}</ul>{treemap}'
+        f"<details><summary>as text</summary><pre>{escape(sizes.to_text())}</pre></details></div>"
+    )
+
+
+def _legend(root: "Size") -> str:
+    shape = "display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 7px"
+    return "".join(
+        f'<li><i style="{shape}; background: {_COLOURS[word]}"></i>{word} {size_text(number)} '
+        f"<span>{_MEANINGS[word]}</span></li>"
+        for word, number in root.kinds.items()
+        if number or word != "referenced"
+    )
+
+
 def _treemap(root: "Size", title: str, name: str, width: float, height: float) -> str:
     cells: list[str] = []
     _draw(root, 0.0, 0.0, width, height, cells)
     return (
-        f'<svg class="{name}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
+        f'<svg class="{name}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}" '
+        f'font-family="{_MONO}" font-size="{_FONT:g}" stroke-width="1.5">'
         f"{''.join(cells)}</svg>"
     )
 
@@ -138,12 +152,12 @@ def _draw(size: "Size", x: float, y: float, width: float, height: float, cells: 
     opacity = 0.15 if children else 1
     cells.append(
         f'<g><title>{escape(tip)}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
-        f'rx="2" fill="{_COLOURS[_kind(size)]}" fill-opacity="{opacity}"/>'
+        f'rx="2" fill="{_COLOURS[_kind(size)]}" fill-opacity="{opacity}" stroke="#fff"/>'
     )
     lines = _label(size, width, 1 if children else int((height - 3) / (_FONT + 3)))
     for i, line in enumerate(lines):
         cells.append(
-            f'<text class="{"title" if children else "leaf"}" x="{x + _PADDING:.1f}" '
+            f'<text fill="{"currentColor" if children else "#fff"}" x="{x + _PADDING:.1f}" '
             f'y="{y + 13 + i * (_FONT + 3):.1f}">{escape(line)}</text>'
         )
     cells.append("</g>")

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from pickle import PickleBuffer
 from types import CellType, FunctionType
 from typing import Any
@@ -254,8 +253,10 @@ class Sizes:
         return self.to_text()
 
     def _repr_html_(self) -> str:
-        """Return the tree for notebooks."""
-        return f"<pre>{escape(self.to_text())}</pre>"
+        """Return the treemap and the tree for notebooks."""
+        from .html import fragment
+
+        return fragment(self)
 
 
 def inspect_size(obj: Any, name: str | None = None, *, threshold: int = 1024) -> Sizes:

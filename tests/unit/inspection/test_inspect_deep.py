@@ -1,5 +1,6 @@
 """Test the inspector with deep and large structures: no recursion, linear time, and each byte counted only once."""
 
+import html
 import io
 import json
 import threading
@@ -133,7 +134,9 @@ def test_what_is_counted_is_what_the_object_takes():
 def test_the_repr_is_the_tree():
     sizes = inspect_size({"weights": np.zeros(10_000), "<b>": "x" * 5000}, "value")
     assert repr(sizes) == str(sizes) and "['weights']" in repr(sizes)
-    assert sizes._repr_html_().startswith("<pre>") and "&lt;b&gt;" in sizes._repr_html_()
+    notebook = sizes._repr_html_()
+    assert "<svg" in notebook and f"<pre>{html.escape(str(sizes))}</pre>" in notebook
+    assert "&lt;b&gt;" in notebook and "<b>" not in notebook and "<style" not in notebook
     assert "['weights']" in repr(inspect({"weights": np.zeros(10_000)}))
     assert "weights" in inspect({"weights": np.zeros(10_000)})._repr_html_()
     assert repr(sizes["value['weights']"]).startswith("<Size of value['weights']: 80.1 kB (80 kB zero-copy")
