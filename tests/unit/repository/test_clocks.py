@@ -16,6 +16,7 @@ WALL_CLOCK = re.compile(
 # These places only show the time to a user.
 SHOWN = {
     "pyx/pyray_ser/_core/prelude.pxi": "when an object was made, for `records` and `flights`",
+    "pyray_ser/cli/map.py": "when a page of `map --html` was written",
     "pyray_ser/cli/top.py": "when a line of `top --json` was written",
     "pyray_ser/store/by_name.py": "when a name was bound, for `names`",
     "pyray_ser/store/versions.py": "when a name was bound, for `watch`",
