@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from .. import _core
 from .._version import __version__
 from . import CommandError
-from .look import each
-from .ls import HEADS, records, row
+from .look import each_found
+from .objects import add_descriptions, extended, records
 from .output import bytes_text, count, printable, write_json
-from .stores import add_selection
+from .stores import Found, add_selection
 
 
 class Kind(NamedTuple):
@@ -120,14 +120,19 @@ def _runs(answer: dict[str, Any], records: list[dict[str, Any]]) -> list[tuple[i
     return found
 
 
-def _ask(store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
-    found = records(store)
+def _ask(store: _core.Store) -> dict[str, Any]:
+    objects = records(store)
     sums = dict.fromkeys(KINDS, 0)
-    for record in found:
+    for record in objects:
         sums[kind_of(record)] += record["size"] if record["spilled"] else record["extent"]
     capacity = store.capacity
     sums["free"] = max(0, capacity - sums["live"] - sums["pinned"] - sums["making"])
-    return {"capacity": capacity, "bytes": sums, "objects": len(found), "records": found}
+    return {"capacity": capacity, "bytes": sums, "count": len(objects), "records": objects}
+
+
+def _listed(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records of the objects that a page lists, largest first."""
+    return sorted(objects, key=lambda record: -record["size"])[:_LISTED]
 
 
 def _terminal(answer: dict[str, Any], letters: dict[str, str]) -> str:
@@ -263,8 +268,8 @@ def _list(number: int, answer: dict[str, Any], found: list[dict[str, Any]]) -> s
 
     # Cells with a unit are sorted by the number.
     exact = {"SIZE": "size", "AGE": "age"}
-    shown = sorted(found, key=lambda record: -record["size"])[:_LISTED]
-    heads, rows = HEADS, [row(record) for record in shown]
+    shown = _listed(found)
+    heads, rows, _ = extended(shown)
     right = [
         ' class="n"' if head in exact or all(cells[i].isdigit() for cells in rows) else ""
         for i, head in enumerate(heads)
@@ -295,7 +300,7 @@ def _html(drawn: list[Drawn]) -> str:
     now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
     parts = [f"<h1>Shared memory</h1><p>pyray-ser {__version__}, {now}</p>"]
     for number, (answer, found) in enumerate(drawn):
-        objects = count(answer["objects"], "object", "objects")
+        objects = count(answer["count"], "object", "objects")
         facts = f"{bytes_text(answer['capacity'])}, {objects}, {bytes_text(answer['cell'])} in each cell"
         legend = "".join(
             f'<li><i class="swatch {kind}"></i>{kind} {bytes_text(n)} <span>{KINDS[kind].meaning}</span></li>'
@@ -321,7 +326,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError("--cells is between 1 and 1000000")
     pictures = bool(arguments.svg or arguments.html)
     cells = arguments.cells or (2000 if pictures else 10 * max(16, shutil.get_terminal_size((80, 24)).columns - 2))
-    answers, status = each(arguments, _ask)
+
+    def ask(found: Found, store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
+        answer = _ask(store)
+        if arguments.html:
+            add_descriptions(found, store, spill_dir, _listed(answer["records"]))
+        return answer
+
+    answers, status = each_found(arguments, ask)
     drawn: list[Drawn] = []
     for answer in answers:
         if "error" not in answer:
