@@ -310,7 +310,7 @@ def test_the_page_of_the_map_lists_only_the_largest_of_many_objects(monkeypatch)
     ]  # fmt: skip
     cells = picture.cells_of(records, 8 << 10, 8)
     answer = {
-        "label": "<store>", "capacity": 8 << 10, "cell": 1 << 10, "cells": cells, "objects": 5,
+        "label": "<store>", "capacity": 8 << 10, "cell": 1 << 10, "cells": cells, "count": 5,
         "bytes": dict.fromkeys(picture.KINDS, 0),
     }  # fmt: skip
     text = picture._html([(answer, records)])
