@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from _thread import get_ident
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor as _Executor
 from concurrent.futures import Future, wait
@@ -176,8 +177,8 @@ class Executor(_Executor):
         Parameters
         ----------
         wait : bool
-            Return after all calls and workers have ended. Otherwise return immediately; the program does not end before
-            the calls.
+            Return after all calls and workers have ended. Otherwise, and in a callback of a future, return immediately;
+            the program does not end before the calls.
         cancel_futures : bool
             Cancel the calls that have not started.
         """
@@ -224,7 +225,9 @@ class _Workers(Pool):
             return future
         job = call.job
         self.futures[job.number] = future
-        job.ref.add_done_callback(lambda ref: self._settle(job.number, ref))
+        # This is not `add_done_callback`, which would start another thread to read the answer if the caller is a callback in
+        # a thread of the pool. Here the thread that runs the call reads the answer.
+        job.ref._callbacks[future] = lambda ref: self._settle(job.number, ref)
         self.submit(how, call, 0)
         if self.closed and self._take_back(job):
             # `close` was called in another thread, or by code that interrupted this method.
@@ -253,7 +256,8 @@ class _Workers(Pool):
                 for _, call, _ in list(entry):
                     self._take_back(call.job)
         self.finish()
-        if waits:
+        # A callback of a future runs in a thread of the pool, which cannot wait for its own end.
+        if waits and get_ident() not in self._serving:
             wait(list(self.futures.values()))
             self.join()
             for worker in list(self._all):

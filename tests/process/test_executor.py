@@ -350,6 +350,24 @@ def test_asyncio_runs_calls_in_it(executor):
     assert asyncio.run(main()) == [0, 2, 4, 6, 8]
 
 
+def test_callbacks_may_submit_and_shut_down():
+    executor = ray.Executor(1)
+    found, ended = [], threading.Event()
+
+    def again(future):
+        found.append(future.result())
+        if len(found) < 5:
+            executor.submit(os.getpid).add_done_callback(again)
+        else:
+            last = executor.submit(mul, 6, 7)
+            executor.shutdown(wait=True)
+            last.add_done_callback(lambda future: ended.set())
+
+    executor.submit(os.getpid).add_done_callback(again)
+    assert ended.wait(60)
+    assert len(found) == 5 and len(set(found)) == 1
+
+
 def nested(n):
     with ray.Executor(1) as inner:
         return inner.submit(mul, n, 2).result()

@@ -55,6 +55,9 @@ reveal_type(pyray_ser.get(add.remote(1, y=2)))  # float
 reveal_type(pyray_ser.get([add.remote(1)]))  # list[float]
 reveal_type(add.remote(pyray_ser.put(1)))  # TaskRef[float]
 reveal_type(add.local(1))  # float
+reveal_type(list(add.map([1], [2])))  # list[float]
+reveal_type(list(later.map([1], chunksize=2)))  # list[bytes]
+reveal_type(pyray_ser.Executor(2).submit(len, "x").result())  # int
 reveal_type(items.remote(3))  # ResultStream[str]
 reveal_type(later.remote(3))  # TaskRef[bytes]
 reveal_type(two.remote())  # list[TaskRef[Any]]
