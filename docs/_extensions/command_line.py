@@ -63,7 +63,7 @@ def _described(parser: argparse.ArgumentParser, text: str, level: int) -> list[s
 
 
 class Commands(SphinxDirective):
-    """Describe all commands, each in a section of its own."""
+    """Describe all commands, one section for each."""
 
     def run(self) -> list:
         """Return the sections."""
