@@ -160,7 +160,7 @@ def map_page(tmp_path_factory):
     name = f"test-{uuid.uuid4().hex}"
     program = ROOT / "tools" / "pictures" / "example" / "store.py"
     with subprocess.Popen(
-        [sys.executable, "-P", program, name, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-P", program, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=environment(),
     ) as process:  # fmt: skip
         assert process.stdout.readline() == "ready\n"

@@ -22,7 +22,7 @@ from rich.text import Text
 __all__ = ["draw"]
 
 EXAMPLE = Path(__file__).resolve().parent / "example"
-STORE = "pictures"
+STORE = "pictures"  # as example/store.py names it
 THEME = TerminalTheme(
     (21, 26, 33),
     (221, 227, 235),
@@ -88,12 +88,13 @@ def _braces(text: str) -> str:
 
 
 @contextmanager
-def store(folder: Path) -> Iterator[None]:
+def store() -> Iterator[None]:
     """Run the program of which the pictures show the store."""
-    environment = {**os.environ, "PYRAY_SER_STORE_DIR": os.environ["PYRAY_SER_STORE_DIR"]}
+    # `top` shows the command, which should name no folder of this machine.
+    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
     with subprocess.Popen(
-        [sys.executable, "-P", str(EXAMPLE / "store.py"), STORE, str(folder)], stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, text=True, env=environment,
+        ["python", "store.py"], cwd=EXAMPLE, env=environment, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -111,17 +112,18 @@ def draw(folder: Path) -> list[Path]:
     library = sysconfig.get_path("stdlib")
     made = []
 
-    def write(name: str, command: str, output: str, width: int) -> None:
+    def write(name: str, command: str, output: str, most: int) -> None:
+        width = max(map(len, [f"$ {command}", *Text.from_ansi(output).plain.splitlines()]))
         path = folder / f"terminal-{name}.svg"
-        path.write_text(picture(f"t-{name}", [(command, output)], width), encoding="utf-8")
+        path.write_text(picture(f"t-{name}", [(command, output)], min(width, most)), encoding="utf-8")
         made.append(path)
 
-    with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory(dir="/dev/shm") as stores:
+    with tempfile.TemporaryDirectory(prefix="pyray_ser-", dir="/dev/shm") as stores:
         os.environ["PYRAY_SER_STORE_DIR"] = stores
-        with store(Path(work)):
-            write("ls", "pyray-ser ls", run([*tool, "ls", STORE], 84), 84)
+        with store():
+            write("ls", "pyray-ser ls", run([*tool, "ls", STORE], 112), 112)
             write("map", "pyray-ser map", run([*tool, "map", STORE], 80), 80)
-            write("top", "pyray-ser top", run([*tool, "top", STORE, "-n", "1"], 92), 92)
+            write("top", "pyray-ser top", run([*tool, "top", STORE, "-n", "1"], 112), 112)
         target = "model:pipeline"
         write("inspect", f"pyray-ser inspect {target}", run([*tool, "inspect", target], 88, EXAMPLE), 88)
         os.environ.pop("PYRAY_SER_STORE_DIR")

@@ -1,4 +1,4 @@
-"""Fill a store for the pictures of terminals: tables, weights and a spilled object, and a worker that reads one of them."""
+"""Fill a store for the pictures of terminals, and read one of its objects in a worker."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import numpy as np
 import pyray_ser
 
 
-def read(ref, ready, stop):
+def read(queue, ready, stop):
     """Hold a view of an object until the end of the program."""
-    view = pyray_ser.get(ref)
+    view = pyray_ser.get(queue.get())
     ready.set()
     stop.wait()
     del view
 
 
-def main(name: str, folder: str) -> None:
-    pyray_ser.init(name=name, capacity=96 << 20, spill_dir=folder)
+def main(name: str = "pictures") -> None:
+    pyray_ser.init(name=name, capacity=96 << 20)
+    context = multiprocessing.get_context("fork")
+    queue, ready, stop = context.SimpleQueue(), context.Event(), context.Event()
+    worker = context.Process(target=read, args=(queue, ready, stop))
+    worker.start()
     rng = np.random.default_rng(0)
     kept = [
         pyray_ser.put(rng.random((500_000, 8)), name="measurements"),
@@ -27,12 +31,9 @@ def main(name: str, folder: str) -> None:
         pyray_ser.put(rng.integers(0, 9, 1_500_000), name="labels"),
     ]
     kept += [pyray_ser.put(rng.random(250_000)) for _ in range(4)]
-    context = multiprocessing.get_context("spawn")
-    ready, stop = context.Event(), context.Event()
-    worker = context.Process(target=read, args=(kept[0], ready, stop))
-    worker.start()
-    ready.wait()
     del kept[4]  # a gap
+    queue.put(kept[0])
+    ready.wait()
     print("ready", flush=True)
     sys.stdin.read()
     stop.set()
