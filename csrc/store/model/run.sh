@@ -47,6 +47,10 @@ explore error slot -DCLIENTS=2 -DDEATHS=0 -DSTEPS=2 -DSTEPS_FIRST=4 -DONLY_MESSA
 for bug in NO_INSIST LATE_COPY NO_BYTE KEEPS_FD OWN_FD; do
     explore error fork "-DBUG_$bug"
 done
+for bug in CLEAR_FIRST SERIAL_FIRST LATE_LINK NO_SETTLE NO_SWEEP; do
+    explore error name "-DBUG_$bug"
+done
+explore none name
 explore none fork
 explore none client -DLIVES=1 -DDEATHS=1
 explore none slot -DCLIENTS=3 -DDEATHS=1 -DSTEPS=1
