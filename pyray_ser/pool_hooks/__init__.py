@@ -29,6 +29,7 @@
 - ``multiprocessing.spawn.get_preparation_data``: a child does not look for the file of a main module that has none,
 - ``poll`` of ``multiprocessing.popen_fork.Popen`` and ``multiprocessing.popen_forkserver.Popen``: the objects of lost
   messages are released,
+- ``multiprocessing.pool.MaybeEncodingError``: it keeps the path to what cannot be pickled in a result,
 - ``resource.setrlimit``: a process that sets its address space limit below what the store reserves leaves the store,
 - the corresponding functions in ``loky.backend``, both in loky itself and in joblib's copy of it.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import multiprocessing.connection
+import multiprocessing.pool
 import multiprocessing.popen_fork
 import multiprocessing.popen_forkserver
 import multiprocessing.popen_spawn_posix
@@ -117,9 +118,22 @@ def _apply(options: Options) -> Options | None:
         _replace(launching, "_launch", processes.hook_launch)
     for polling in (multiprocessing.popen_fork.Popen, multiprocessing.popen_forkserver.Popen):
         _replace(polling, "poll", hook_poll)
+    _replace(multiprocessing.pool.MaybeEncodingError, "__init__", _hook_encoding_error)
     _replace(resource, "setrlimit", direct.hook_setrlimit)
     _hook_loky()
     return before
+
+
+def _hook_encoding_error(original: Callable[..., None]) -> Callable[..., None]:
+    """Return an ``__init__`` that keeps the note with the path to what cannot be pickled in the result of a `Pool`."""
+
+    @functools.wraps(original)
+    def __init__(self: BaseException, exc: object, value: object) -> None:
+        original(self, exc, value)
+        for note in getattr(exc, "__notes__", ()):
+            self.add_note(note)
+
+    return __init__
 
 
 def uninstall() -> None:

@@ -163,6 +163,24 @@ def test_an_error_of_a_process_that_is_started_has_the_path(method):
     assert run(script(body), errors=True) == "['._args[1].inner']"
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_error_of_a_result_of_a_pool_has_the_path(method):
+    body = f"""
+    def give():
+        return {{"a": [1, lock]}}
+    def tell():
+        with mp.get_context("{method}").Pool(1) as pool:
+            return told(pool.apply, give)
+    if __name__ == "__main__":
+        plain = tell()
+        with pyray_ser.install():
+            found = tell()
+        print(found[0] is plain[0] is mp.pool.MaybeEncodingError, found[1].partition(" at 0x")[0] == plain[1].partition(" at 0x")[0])
+        print(plain[2], found[2])
+    """
+    assert run(script(body), errors=True).splitlines() == ["True True", """[] ["[2][1]['a'][1]"]"""]
+
+
 def test_an_error_in_the_thread_of_a_queue_has_the_path():
     body = """
     from multiprocessing import queues
