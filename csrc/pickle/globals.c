@@ -363,20 +363,24 @@ static PyObject *cloudpickle_reducer(prp_saver *s, PyTypeObject *type)
     return found;
 }
 
+/* Return whether cloudpickle pickles this file by its name in `sys`. */
+static bool is_standard_stream(PyObject *file)
+{
+    return file == PySys_GetObject("stdout") || file == PySys_GetObject("stderr");
+}
+
 int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
 {
     *value = NULL;
     PyTypeObject *type = Py_TYPE(obj);
     bool named = type == &PyFunction_Type || PyType_Check(obj);
-    bool already = s->by_value != NULL;
-    if (!already && make_by_value(s) < 0)
+    if (!s->by_value && make_by_value(s) < 0)
         return -1;
     if (named) {
         *value = PRP_FOREIGN(PyObject_CallMethodOneArg(s->by_value, prp_g.str_reducer_override, obj));
     } else {
-        /* cloudpickle would read an open text file and send a copy. We allow this only for a file that a function
-         * refers to. */
-        if (!already && strcmp(type->tp_name, "_io.TextIOWrapper") == 0)
+        /* cloudpickle would read an open text file and send a copy of what it read. */
+        if (strcmp(type->tp_name, "_io.TextIOWrapper") == 0 && !is_standard_stream(obj))
             return 0;
         PyObject *reducer = cloudpickle_reducer(s, type);
         if (!reducer)

@@ -25,6 +25,11 @@ _BY_TABLE = frozenset({("_weakrefset", "WeakSet"), ("dataclasses", "_FIELD_BASE"
 _mro = vars(type)["__mro__"].__get__
 
 
+def _is_file(obj: object) -> bool:
+    """Return whether this is an open text file, of which cloudpickle would send a copy of what it reads."""
+    return type(obj) is TextIOWrapper and obj is not sys.stdout and obj is not sys.stderr
+
+
 def _is_heap_type(cls: type) -> bool:
     """Return whether a class is a heap type (Py_TPFLAGS_HEAPTYPE): made by a class statement or by similar C code."""
     return bool(vars(type)["__flags__"].__get__(cls) & (1 << 9))
@@ -205,7 +210,7 @@ class Reduction:
         by_value = self.cloudpickle_rule(cls)
         # cloudpickle's table has priority for objects inside a function that is pickled by value. Elsewhere the type's
         # own reduction has priority.
-        if by_value is not None and self._by_value is not None:
+        if by_value is not None and self._by_value is not None and not _is_file(obj):
             return "cloudpickle", by_value(obj)
         if cls is FunctionType or issubclass(cls, type):
             return self._function_or_class(obj)
@@ -220,9 +225,8 @@ class Reduction:
             try:
                 return "__reduce_ex__", reduce_ex(self.protocol)
             except TypeError:
-                # Modules, code objects and dictionary views refuse to be pickled, but cloudpickle can pickle them. An
-                # open text file would be read and sent as a copy, which is not what a user expects.
-                if by_value is None or _is_heap_type(cls) or cls is TextIOWrapper:
+                # Modules, code objects and dictionary views refuse to be pickled, but cloudpickle can pickle them.
+                if by_value is None or _is_heap_type(cls) or _is_file(obj):
                     raise
             return "cloudpickle", by_value(obj)
         reduce = getattr(obj, "__reduce__", None)

@@ -57,3 +57,49 @@ def test_what_can_be_imported_goes_by_name():
         cached = next(f for f in vars(fnmatch).values() if isinstance(f, functools._lru_cache_wrapper))
         assert pyray_ser.deserialize(pyray_ser.serialize(cached)) is cached
     """)
+
+
+def test_an_open_file_is_refused_before_and_after_an_object_that_is_pickled_by_value(tmp_path):
+    import io
+    import sys
+
+    made = type("Made", (), {"__module__": "__main__"})
+    function = eval("lambda: file", {"__name__": "__main__"})
+    (tmp_path / "text").write_text("content")
+    with open(tmp_path / "text") as file:
+        function.__globals__["file"] = file
+        for value in ([file, made()], [made(), file], [function, file], [file], function):
+            with pytest.raises(TypeError, match="TextIOWrapper"):
+                pyray_ser.put(value)
+            assert not pyray_ser.util.inspect_serializability(value, print_file=io.StringIO())[0]
+    # The standard streams are pickled by name.
+    for value in ([sys.__stdout__, made()], [made(), sys.__stdout__]):
+        if sys.stdout is sys.__stdout__:
+            assert pyray_ser.loads(pyray_ser.dumps(value))
+
+
+def test_an_object_that_is_pickled_by_value_changes_nothing_about_others():
+    """cloudpickle has reducers for types such as memoryview, which apply only if the types' own reductions fail."""
+    import collections
+    import logging
+    import types
+
+    made = type("Made", (), {"__module__": "__main__"})
+    values = [
+        memoryview(b"abc"),
+        collections.OrderedDict(a=1).keys(),
+        {"a": 1}.items(),
+        types.MappingProxyType({"a": 1}),
+        logging.getLogger("pyray_ser.test"),
+        property(len),
+        bytearray(b"x"),
+    ]
+    for value in values:
+        results = []
+        for both in ([value, made()], [made(), value]):
+            try:
+                results.append({type(item) for item in pyray_ser.get(pyray_ser.put(both))} - {made})
+            except TypeError as error:
+                results.append(str(error).partition(" ")[0])
+        names = [{getattr(item, "__name__", item) for item in result} - {"Made"} for result in results]
+        assert names[0] == names[1], (value, names)
