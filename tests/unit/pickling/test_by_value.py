@@ -1,5 +1,6 @@
 """Test that objects of ``__main__`` can be loaded in a process with a different ``__main__``."""
 
+import pyray_ser
 import pytest
 from isolated import run
 
