@@ -132,7 +132,7 @@ class Sending:
             # answer.
             _log.debug("a buffer stays in its message: %r", error)
         if found is None:
-            message.refuse(self, self._reason, view.nbytes)
+            counts.refuse(self._reason, view.nbytes)
         return found
 
     def _take(self, view: memoryview) -> tuple[Any, ...] | None:

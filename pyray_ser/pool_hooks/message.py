@@ -53,7 +53,7 @@ class Taker(Protocol):
     min_bytes: int
     mmap_mode: str
 
-    # The size of the array that was refused last. If the pickler then writes its bytes, they are not counted again.
+    # The size of the array that was refused last. If the pickler then writes its bytes, they stay in the message.
     refused: int
 
     def take(self, view: memoryview) -> tuple[Any, ...] | None:
@@ -74,7 +74,9 @@ class Output(io.BytesIO):
         if type(data) is pickle.PickleBuffer:  # in protocol 5, for types that export their memory
             data = data.raw()
         size = len(data)
-        if size >= self._least:
+        if size >= self._least and size == self._taker.refused:
+            self._taker.refused = -1  # do not ask again: the array with these bytes was refused and counted
+        elif size >= self._least:
             header = self._header(data, size)
             if header is not None:
                 found = self._taker.take(memoryview(data))

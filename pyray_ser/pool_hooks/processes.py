@@ -57,7 +57,7 @@ class _Arguments:
             _write(self.fd, view, offset)
         except Exception as error:
             _log.debug("an argument of a process is pickled: %r", error)
-            message.refuse(self, "error", view.nbytes)
+            counts.refuse("error", view.nbytes)
             return None
         self._size = offset + view.nbytes
         counts.arguments += 1

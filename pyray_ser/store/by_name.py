@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import _core
+from .. import _core, _log
 from ..exceptions import NameNotFoundError, PyraySerError
 from . import discovery
 
@@ -52,7 +53,17 @@ class NamedObject(NamedTuple):
 
 def current() -> _core.Store:
     """Return the default store; open it first if this process has none."""
-    return _core.default() or discovery.open_default()
+    store = _core.default()
+    if store is not None:
+        return store
+    store = discovery.open_default()
+    parent = discovery.parent_without_store(store)
+    if parent:
+        _log.warning(
+            "process %d shares names and cached results with no other process, because process %d, which started it, has "
+            "no store; hint: call pyray_ser.init() there before it starts workers", os.getpid(), parent,
+        )  # fmt: skip
+    return store
 
 
 def described(prefix: str = "") -> dict[str, NamedObject]:

@@ -253,6 +253,8 @@ class _Cache:
             self.warn(error)
             return None
         if self.maxsize is not None:
+            if (ref.size or 0) > self.maxsize:
+                self.warn(f"it has {ref.size} bytes, and the cache {self.maxsize}")
             excess = sum(size for _, size in _sized(turn.store, self.prefix)) - self.maxsize
             if excess > 0:
                 _drop(turn.store, self.prefix, excess)
@@ -266,12 +268,12 @@ class _Cache:
             self.warn(error)
             return None
 
-    def warn(self, error: Exception) -> None:
-        """Report once that there is no room even without other results."""
+    def warn(self, reason: object) -> None:
+        """Report once that a result does not fit, even without other results."""
         if not self._warned:
             self._warned = True
             _log.warning(
-                "a result of %s is not cached (this is reported once): %s", self.prefix[len(PREFIX) : -1], error
+                "a result of %s is not cached (this is reported once): %s", self.prefix[len(PREFIX) : -1], reason
             )
 
     # ---- the methods of the decorated function ---------------------------------------------------------------------------
@@ -461,7 +463,7 @@ def cached(
         raise ValueError(f"name is a text of 1 to 140 bytes without '/', not {name!r}")
     if key is not None and not callable(key):
         raise TypeError(f"key is a function of the arguments, not {type(key).__name__!r}")
-    if ttl is not None and not ttl > 0:
+    if ttl is not None and (not isinstance(ttl, (int, float)) or not ttl > 0):
         raise ValueError(f"ttl is a number of seconds above 0, not {ttl!r}")
 
     def decorate(function: Callable[..., Any]) -> Any:

@@ -27,7 +27,17 @@ if TYPE_CHECKING:
 
 # `.exceptions` is imported where it is needed: the import takes longer than the rest of a first put.
 
-__all__ = ["close_all", "find", "find_arrived", "open_default", "open_inherited", "open_store", "reattach", "renew"]
+__all__ = [
+    "close_all",
+    "find",
+    "find_arrived",
+    "open_default",
+    "open_inherited",
+    "open_store",
+    "parent_without_store",
+    "reattach",
+    "renew",
+]
 
 HINT = "PYRAY_SER_STORE"
 # If this environment variable is set, `pyray_ser.store.allocation_sites` records where objects are made.
@@ -373,11 +383,21 @@ def _find_or_make(
     made = _core.create_store(**for_new_store(options))
     parent = _multiprocessing_parent() if inherit else 0
     if parent and os.getppid() != 1:
+        _lonely[made.id] = parent
         _log.info(
             "process %d made a store of its own, %r, because process %d, which started it, has none: references that it sends "
             "are lost when it ends; hint: call init() there before it starts workers", os.getpid(), made, parent,
         )  # fmt: skip
     return made, False
+
+
+# Stores that this process made although another process started it -> the pid of that process, which has no store.
+_lonely: dict[int, int] = {}
+
+
+def parent_without_store(store: _core.Store) -> int:
+    """Return the pid of the process that started this one, if this one had to make the store alone; 0 otherwise."""
+    return _lonely.get(store.id, 0)
 
 
 def _ignored(store: _core.Store, options: dict[str, Any], joined: bool) -> str:

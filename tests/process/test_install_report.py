@@ -202,3 +202,22 @@ def test_the_summary_is_logged_at_exit_if_the_program_wants_it(level):
     """
     ).splitlines()
     assert sum("pyray_ser install(): process" in line for line in lines) == (level == "INFO")
+
+
+def test_a_refused_array_is_offered_once():
+    import numpy as np
+    from pyray_ser.pool_hooks import message
+
+    class Taker:
+        min_bytes, mmap_mode, refused = 1000, "c", -1
+
+        def __init__(self):
+            self.offered = []
+
+        def take(self, view):
+            self.offered.append(view.nbytes)
+
+    taker = Taker()
+    value = [np.ones(100_000), b"x" * 800_000, np.zeros(50_000), np.ones(100_000)]
+    assert len(message.dumps(value, taker).getvalue()) > 2_800_000
+    assert taker.offered == [800_000, 800_000, 400_000, 800_000]
