@@ -21,9 +21,9 @@ from .scopes import hold
 
 TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import FrameType
     from typing import Any
+    from weakref import ref
 
 __all__ = ["ObjectRef"]
 
@@ -33,9 +33,9 @@ STICKY = 2
 # ---- pickling ---------------------------------------------------------------------------------------------------------
 
 _registered = False
-# The frame in which a pickler of multiprocessing was running when `_register` was called. Picklers copy the table of
-# reducers when they are made, so the pickler in this frame does not have our reducer.
-_early: int = 0
+# The output of the pickler of multiprocessing that was running when `_register` was called, as a weak reference. A pickler
+# copies the table of reducers when it is made, so this one does not have our reducer.
+_early: ref[Any] | None = None
 
 
 def _register() -> None:
@@ -47,14 +47,22 @@ def _register() -> None:
         return
     pickler.register(ObjectRef, reduce_for_message)
     _registered = True
-    codes = (pickler.dumps.__func__.__code__, reduction.dump.__code__)
-    _early = next((id(frame) for frame in _frames() if frame.f_code in codes), 0)
+    output = next(_outputs(), None)
+    if output is not None:
+        from weakref import ref
+
+        _early = ref(output)
 
 
-def _frames() -> Iterator[FrameType]:
+def _outputs() -> Iterator[Any]:
+    """Return the outputs to which picklers of multiprocessing are writing in this thread, the innermost first."""
+    reduction: Any = sys.modules["multiprocessing.reduction"]
+    codes = {reduction.ForkingPickler.dumps.__func__.__code__: "buf", reduction.dump.__code__: "file"}
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        yield frame
+        name = codes.get(frame.f_code)
+        if name is not None:
+            yield frame.f_locals.get(name)
         frame = frame.f_back
 
 
@@ -63,10 +71,12 @@ def reduce(ref: ObjectRef[Any]) -> tuple[Any, ...]:
     global _early
     if not _registered:
         _register()
-    if _early:
-        if any(id(frame) == _early for frame in _frames()):
+    if _early is not None:
+        output = _early()
+        if output is None:
+            _early = None
+        elif any(running is output for running in _outputs()):
             return reduce_for_message(ref)
-        _early = 0
     return _load_ref, (hold(ref, STICKY, node_name()),)
 
 

@@ -229,6 +229,32 @@ def test_pickler_made_before_our_import():
     assert script("fork", body) == "done"
 
 
+def test_only_the_first_message_is_one():
+    """A pickle after the first message can be loaded any number of times, wherever its frames lie in memory."""
+    body = """
+    if __name__ == "__main__":
+        import pickle
+        class Nested:
+            def __init__(self, value): self.value = value
+            def __reduce__(self): return pickle.loads, (pickle.dumps(self.value),)
+        a, b = mp.Pipe()
+        x, y, z = (pyray_ser.put(np.arange(100.)) for _ in range(3))
+        a.send([x, y])
+        assert [flight["once"] for flight in pyray_ser._core.default().flights()] == [True, True]
+        data = [pickle.dumps(y), pickle.dumps([z, x]), Nested(y).__reduce__()[1][0]]
+        assert [flight["once"] for flight in pyray_ser._core.default().flights()].count(False) == 3
+        b.recv()
+        del x, y, z
+        for _ in range(3):
+            for text in data:
+                refs = pickle.loads(text)
+                for ref in refs if type(refs) is list else [refs]:
+                    assert pyray_ser.get(ref).sum() == 4950
+        print("done")
+    """
+    assert script("fork", body) == "done"
+
+
 def test_same_message_loaded_twice():
     body = """
     if __name__ == "__main__":
