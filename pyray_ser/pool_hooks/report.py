@@ -67,7 +67,7 @@ class Report:
         """Return what was sent, the number of buffers, and the size."""
         rows = [("through shared memory", *_columns(self._shared))]
         if self._reused[0]:
-            rows.append(("    of these, stored by an earlier message", *_columns(self._reused)))
+            rows.append(("    of these, in the store already: not copied", *_columns(self._reused)))
         if self._arguments[0]:
             rows.append(("arguments of processes, in shared memory", *_columns(self._arguments)))
         for reason, text in REASONS.items():

@@ -91,6 +91,10 @@ class Executor(_Executor):
             max_workers = settings.num_workers()
         elif max_workers <= 0:
             raise ValueError(f"max_workers must be greater than 0, not {max_workers}")
+        if mp_context is not None and not hasattr(mp_context, "get_start_method"):
+            raise TypeError(
+                f"mp_context must be a context, such as multiprocessing.get_context('spawn'), not {mp_context!r}"
+            )
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
         _import_all()

@@ -378,7 +378,15 @@ def test_without_parentheses_and_wrong_parameters():
 
     assert function(1) == 1
     function.cache_clear()
-    for wrong in ({"maxsize": "many"}, {"maxsize": -1}, {"name": ""}, {"name": "a/b"}, {"name": "n" * 141}, {"ttl": 0}, {"ttl": "1h"}):
+    for wrong in (
+        {"maxsize": "many"},
+        {"maxsize": -1},
+        {"name": ""},
+        {"name": "a/b"},
+        {"name": "n" * 141},
+        {"ttl": 0},
+        {"ttl": "1h"},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             pyray_ser.cached(**wrong)
     for wrong in ({"key": 1}, {"maxsize": [1]}):
