@@ -118,7 +118,8 @@ def _apply(options: Options) -> Options | None:
         _replace(launching, "_launch", processes.hook_launch)
     for polling in (multiprocessing.popen_fork.Popen, multiprocessing.popen_forkserver.Popen):
         _replace(polling, "poll", hook_poll)
-    _replace(multiprocessing.pool.MaybeEncodingError, "__init__", _hook_encoding_error)
+    pools: Any = multiprocessing.pool
+    _replace(pools.MaybeEncodingError, "__init__", _hook_encoding_error)
     _replace(resource, "setrlimit", direct.hook_setrlimit)
     _hook_loky()
     return before

@@ -21,6 +21,7 @@ from .scopes import hold
 
 TYPE_CHECKING = False  # importing `typing` for this would take longer than the rest of this module
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
     from typing import Any
     from weakref import ref

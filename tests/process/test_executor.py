@@ -101,7 +101,7 @@ def test_the_default_number_of_workers_is_that_of_init():
 @pytest.mark.parametrize("number", [0, -1])
 def test_max_workers_must_be_positive(number):
     with pytest.raises(TypeError, match="mp_context must be a context"):
-        pyray_ser.Executor(mp_context="spawn")
+        ray.Executor(mp_context="spawn")
     with pytest.raises(ValueError, match="max_workers must be greater than 0"):
         ray.Executor(number)
 

@@ -206,6 +206,7 @@ def test_the_summary_is_logged_at_exit_if_the_program_wants_it(level):
 
 def test_a_refused_array_is_offered_once():
     import numpy as np
+
     from pyray_ser.pool_hooks import message
 
     class Taker:

@@ -1,8 +1,9 @@
 """Test that objects of ``__main__`` can be loaded in a process with a different ``__main__``."""
 
-import pyray_ser
 import pytest
 from isolated import run
+
+import pyray_ser
 
 SCRIPT = """
     import enum, functools, subprocess, sys, typing, pyray_ser
