@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _core, _log
 from ..exceptions import ObjectStoreFullError, PyraySerError, StoreBusyError
 from ..store.discovery import node_name
-from . import audience, direct, message, pipes, stored_once
+from . import audience, direct, pipes, stored_once
 from .counts import counts
 
 if TYPE_CHECKING:
