@@ -46,8 +46,9 @@ static int check_id(prs_store *s, const prs_oid *id)
         return PRS_E_CLOSED;
     if (PRS_UNLIKELY(id->store != s->id))
         return PRS_E_FOREIGN;
+    /* unreached: race: another thread has closed the handle after the first check, so the tables are gone */
     if (PRS_UNLIKELY(id->slot >= prs_slots_published(s)))
-        return PRS_E_LOST;
+        return prs_load_acquire(&s->closed) ? PRS_E_CLOSED : PRS_E_LOST;
     return PRS_OK;
 }
 

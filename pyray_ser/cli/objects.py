@@ -7,7 +7,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from .. import _core
-from ..store import allocation_sites, cached, spill_codec
+from ..store import allocation_sites, cached_results, spill_codec
 from .description import describe, read_form
 from .look import clients
 from .output import age, bytes_text, cut, printable
@@ -109,16 +109,16 @@ def name_text(record: dict[str, Any]) -> str:
     function = _cached_function(name)
     if function is None:
         return name
-    if name.endswith(f"/{cached.COUNTER}"):
+    if name.endswith(f"/{cached_results.COUNTER}"):
         return f"counts of {function}"
     return f"result of {function}, hits: {record['uses']}"
 
 
 def _cached_function(name: str | None) -> str | None:
     """Return the function of an entry of `pyray_ser.cached`, from the name of the entry."""
-    if name is None or not name.startswith(cached.PREFIX):
+    if name is None or not name.startswith(cached_results.PREFIX):
         return None
-    return name.removeprefix(cached.PREFIX).rpartition("/")[0]
+    return name.removeprefix(cached_results.PREFIX).rpartition("/")[0]
 
 
 def _row(record: dict[str, Any]) -> list[str]:

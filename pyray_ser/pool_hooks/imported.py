@@ -18,6 +18,7 @@ _NEEDED = (
     "inspection.message_failure",
     "pickling.registry",
     "pickling.serialization",
+    "store.cached_results",
     "store.discovery",
     "store.named_stores",
     "store.options",

@@ -11,26 +11,23 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
 from .. import _core, _log
 from ..exceptions import NameExistsError, ObjectLostError, ObjectStoreFullError, StoreFullError
-from . import by_name, cache_keys
+from . import by_name, cache_keys, cached_results
+from .cached_results import PREFIX
 from .compute_once import Turn
 
 if TYPE_CHECKING:
     from .._core import ObjectRef
 
-__all__ = ["COUNTER", "PREFIX", "CacheInfo", "Cached", "cached", "drop_results"]
+__all__ = ["CacheInfo", "Cached", "cached"]
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
-PREFIX = f"{_core.NAME_RESERVED}cached/"
-# The entry of a function that counts; other entries end with the hexadecimal digest of their arguments.
-COUNTER = "count"
 # The maximum number of digests that a process remembers for a function.
 _MOST = 10_000
 _FOREVER = 0xFFFFFFFF
@@ -69,121 +66,6 @@ class Cached(Protocol[P, R]):
     def cache_clear(self) -> None: ...
     def cache_parameters(self) -> dict[str, Any]: ...
     def forget(self, *args: P.args, **kwargs: P.kwargs) -> bool: ...
-
-
-class _Entry(NamedTuple):
-    name: str
-    identity: bytes
-    age: int
-    uses: int
-    used: int
-    note: int
-
-
-# True while a thread drops results: a count that needs room does not make it drop more.
-_dropping = threading.local()
-
-
-def _entries(store: _core.Store, prefix: str) -> list[_Entry]:
-    """Return the entries whose names start with a prefix, with those that count."""
-    return [
-        _Entry(name, identity, age, uses, used, note)
-        for name, identity, _, age, _, uses, used, note in _core.names_of(store)
-        if name.startswith(prefix)
-    ]
-
-
-def _sized(store: _core.Store, prefix: str) -> list[tuple[_Entry, int]]:
-    """Return the results and their sizes in bytes, the least recently used ones first."""
-    found = []
-    for entry in _entries(store, prefix):
-        if entry.name.endswith(f"/{COUNTER}"):
-            continue
-        try:
-            size = _core.ObjectRef.from_binary(entry.identity).size
-        except ObjectLostError:
-            continue  # dropped meanwhile
-        found.append((entry, size or 0))
-    return sorted(found, key=lambda pair: pair[0].used)
-
-
-def _drop(store: _core.Store, prefix: str, excess: int, least: float = 0) -> int:
-    """
-    Drop the least recently used results until `excess` bytes are dropped.
-
-    Parameters
-    ----------
-    store : Store
-    prefix : str
-        Of the names of the results.
-    excess : int
-        Bytes to drop.
-    least : float
-        Share of the results to drop in any case, rounded up.
-
-    Returns
-    -------
-    int
-        The number of dropped results.
-    """
-    dropped = 0
-    found = _sized(store, prefix)
-    for entry, size in found:
-        if excess <= 0 and dropped >= least * len(found):
-            break
-        if _forget(store, entry):
-            excess -= size
-            dropped += 1
-    return dropped
-
-
-def _forget(store: _core.Store, entry: _Entry) -> bool:
-    """Drop one result. Processes that read it keep it."""
-    try:
-        ref = _core.ObjectRef.from_binary(entry.identity)
-    except ObjectLostError:
-        return False  # another process was faster
-    uses = _core.unbind_name(store, entry.name, ref)
-    if uses is None:
-        return False
-    _count(store, entry.name.rpartition("/")[0] + "/", uses, 0)
-    return True
-
-
-def _count(store: _core.Store, prefix: str, uses: int, misses: int) -> None:
-    """Add to the counts of a function."""
-    if not uses and not misses:
-        return
-    name = f"{prefix}{COUNTER}"
-    while not _core.count_name(store, name.encode(), uses, misses):
-        try:
-            _core.put_reserved(None, name)
-        except NameExistsError:
-            continue  # another process was faster
-        except (ObjectStoreFullError, StoreFullError):
-            return  # only the counts suffer
-
-
-def drop_results(store: _core.Store, size: int) -> int:
-    """
-    Drop results of any function, those that were used least recently, until `size` bytes may be free.
-
-    A `put` that finds the store full calls this, until there is room or no result is left. Each call drops a sixteenth
-    of the results at least, because the free memory may lie in small pieces.
-
-    Returns
-    -------
-    int
-        The number of dropped results.
-    """
-    if getattr(_dropping, "now", False):
-        return 0
-    _dropping.now = True
-    try:
-        stats = store.stats()
-        return _drop(store, PREFIX, size - (stats["capacity"] - stats["used"]), 1 / 16)
-    finally:
-        _dropping.now = False
 
 
 class _Cache:
@@ -237,14 +119,14 @@ class _Cache:
         turn.see()
         ref = _core.use_name(turn.store, turn.name.encode(), self.max_age)
         if ref is None and self.ttl is not None:
-            for old in _entries(turn.store, turn.name):
+            for old in cached_results.entries(turn.store, turn.name):
                 if old.age >= self.max_age:  # another process may have replaced it meanwhile
-                    _forget(turn.store, old)
+                    cached_results.forget(turn.store, old)
         return ref
 
     def store_result(self, turn: Turn, value: Any) -> ObjectRef[Any] | None:
         """Put a result; return its reference, or None if there is no room even without other results."""
-        _count(turn.store, self.prefix, 0, 1)
+        cached_results.count(turn.store, self.prefix, 0, 1)
         try:
             ref = _core.put_reserved(value, turn.name)
         except NameExistsError:
@@ -255,9 +137,9 @@ class _Cache:
         if self.maxsize is not None:
             if (ref.size or 0) > self.maxsize:
                 self.warn(f"it has {ref.size} bytes, and the cache {self.maxsize}")
-            excess = sum(size for _, size in _sized(turn.store, self.prefix)) - self.maxsize
+            excess = sum(size for _, size in cached_results.sized(turn.store, self.prefix)) - self.maxsize
             if excess > 0:
-                _drop(turn.store, self.prefix, excess)
+                cached_results.drop(turn.store, self.prefix, excess)
         return ref
 
     def claim(self, turn: Turn) -> bool | None:
@@ -281,8 +163,8 @@ class _Cache:
     def cache_info(self) -> CacheInfo:
         """Return the numbers of hits and misses of all processes, and the size of the cache."""
         store = by_name.current()
-        found = _entries(store, self.prefix)
-        results = _sized(store, self.prefix)
+        found = cached_results.entries(store, self.prefix)
+        results = cached_results.sized(store, self.prefix)
         return CacheInfo(
             hits=sum(entry.uses for entry in found),
             misses=sum(entry.note for entry in found),
@@ -294,7 +176,7 @@ class _Cache:
     def cache_clear(self) -> None:
         """Drop all results of the function, and its counts, for all processes."""
         store = by_name.current()
-        for entry in _entries(store, self.prefix):
+        for entry in cached_results.entries(store, self.prefix):
             _core.unbind_name(store, entry.name)
 
     def cache_parameters(self) -> dict[str, Any]:
@@ -305,7 +187,7 @@ class _Cache:
         """Drop the result for these arguments; return whether there was one."""
         name = self.encoded(args, kwargs).decode()
         store = by_name.current()
-        return any(_forget(store, entry) for entry in _entries(store, name))
+        return any(cached_results.forget(store, entry) for entry in cached_results.entries(store, name))
 
 
 def _plain(value: Any) -> Any:

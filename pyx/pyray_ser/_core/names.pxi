@@ -42,7 +42,7 @@ cdef int bind_encoded(ObjectRef ref, bytes encoded, object name, uint32_t flags=
             status = prs_name_bind(handle, text, length, &ref.id, flags, &error)
         end(handle)
         # Cached results have names, too.
-        if status != PRS_E_OBJECTS or not drop_results(ref.store, 1):
+        if status != PRS_E_OBJECTS or not drop_cached(ref.store, 1):
             break
     if status == PRS_E_EXISTS:
         name_taken(ref.store, name)

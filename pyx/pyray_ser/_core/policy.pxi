@@ -166,7 +166,7 @@ cdef int warn_of_shrunk_store(uint64_t wanted, uint64_t capacity) except -1:
 
 cdef bint drop_results(object store, uint64_t size) except -1:
     """Drop cached results until `size` bytes may be free; return whether there were any."""
-    from pyray_ser.store.cached import drop_results as drop
+    from pyray_ser.store.cached_results import drop_results as drop
 
     return drop(store, size) > 0
 

@@ -41,6 +41,15 @@ def names_of(Store store not None):
                       bool(info.keeps), info.uses, info.used, info.note))
 
 
+cdef bint drop_cached(Store store, uint64_t size) except -1:
+    """Drop cached results until `size` bytes may be free; return whether there were any."""
+    # Most stores have none. Then import nothing, because this process may not be able to read files any more.
+    for entry in names_of(store):
+        if (<str>entry[0]).startswith("pyray_ser/cached/"):
+            return drop_results(store, size)
+    return False
+
+
 cdef int revive(Store store) except -1:
     """Make a forked child that has no client slot a client again; raise an exception if that fails."""
     if store.handle is NULL or not prs_is_orphan(store.handle) or not reattach_store(store):
@@ -369,7 +378,7 @@ cdef class Store:
             # An object larger than the whole store never fits.
             hopeless = status == PRS_E_FULL and error.sys_errno == 0 and error.want > error.capacity
             if status in (PRS_E_FULL, PRS_E_OBJECTS) and not hopeless and droppable:
-                droppable = drop_results(self, size)
+                droppable = drop_cached(self, size)
                 if droppable:
                     continue
             if (status not in (PRS_E_FULL, PRS_E_BACKING, PRS_E_OBJECTS) or hopeless or deadline == 0

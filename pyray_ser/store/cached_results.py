@@ -1,0 +1,136 @@
+"""The results of cached functions, as named objects: list, count and drop them.
+
+`put` calls `drop_results` when the store is full, perhaps in a process that can import nothing any more, so this module
+imports little.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+from .. import _core
+from ..exceptions import NameExistsError, ObjectLostError, ObjectStoreFullError, StoreFullError
+
+__all__ = ["COUNTER", "PREFIX", "Entry", "count", "drop", "drop_results", "entries", "forget", "sized"]
+
+PREFIX = f"{_core.NAME_RESERVED}cached/"
+# The entry of a function that counts; other entries end with the hexadecimal digest of their arguments.
+COUNTER = "count"
+
+
+class Entry(NamedTuple):
+    """What the table of names says about a result, or about the counts of a function."""
+
+    name: str
+    identity: bytes
+    age: int
+    uses: int
+    used: int
+    note: int
+
+
+# True while a thread drops results: a count that needs room does not make it drop more.
+_dropping = threading.local()
+
+
+def entries(store: _core.Store, prefix: str) -> list[Entry]:
+    """Return the entries whose names start with a prefix, with those that count."""
+    return [
+        Entry(name, identity, age, uses, used, note)
+        for name, identity, _, age, _, uses, used, note in _core.names_of(store)
+        if name.startswith(prefix)
+    ]
+
+
+def sized(store: _core.Store, prefix: str) -> list[tuple[Entry, int]]:
+    """Return the results and their sizes in bytes, the least recently used ones first."""
+    found = []
+    for entry in entries(store, prefix):
+        if entry.name.endswith(f"/{COUNTER}"):
+            continue
+        try:
+            size = _core.ObjectRef.from_binary(entry.identity).size
+        except ObjectLostError:
+            continue  # dropped meanwhile
+        found.append((entry, size or 0))
+    return sorted(found, key=lambda pair: pair[0].used)
+
+
+def drop(store: _core.Store, prefix: str, excess: int, least: float = 0) -> int:
+    """
+    Drop the least recently used results until `excess` bytes are dropped.
+
+    Parameters
+    ----------
+    store : Store
+    prefix : str
+        Of the names of the results.
+    excess : int
+        Bytes to drop.
+    least : float
+        Share of the results to drop in any case, rounded up.
+
+    Returns
+    -------
+    int
+        The number of dropped results.
+    """
+    dropped = 0
+    found = sized(store, prefix)
+    for entry, size in found:
+        if excess <= 0 and dropped >= least * len(found):
+            break
+        if forget(store, entry):
+            excess -= size
+            dropped += 1
+    return dropped
+
+
+def forget(store: _core.Store, entry: Entry) -> bool:
+    """Drop one result. Processes that read it keep it."""
+    try:
+        ref = _core.ObjectRef.from_binary(entry.identity)
+    except ObjectLostError:
+        return False  # another process was faster
+    uses = _core.unbind_name(store, entry.name, ref)
+    if uses is None:
+        return False
+    count(store, entry.name.rpartition("/")[0] + "/", uses, 0)
+    return True
+
+
+def count(store: _core.Store, prefix: str, uses: int, misses: int) -> None:
+    """Add to the counts of a function."""
+    if not uses and not misses:
+        return
+    name = f"{prefix}{COUNTER}"
+    while not _core.count_name(store, name.encode(), uses, misses):
+        try:
+            _core.put_reserved(None, name)
+        except NameExistsError:
+            continue  # another process was faster
+        except (ObjectStoreFullError, StoreFullError):
+            return  # only the counts suffer
+
+
+def drop_results(store: _core.Store, size: int) -> int:
+    """
+    Drop results of any function, those that were used least recently, until `size` bytes may be free.
+
+    A `put` that finds the store full calls this, until there is room or no result is left. Each call drops a sixteenth
+    of the results at least, because the free memory may lie in small pieces.
+
+    Returns
+    -------
+    int
+        The number of dropped results.
+    """
+    if getattr(_dropping, "now", False):
+        return 0
+    _dropping.now = True
+    try:
+        stats = store.stats()
+        return drop(store, PREFIX, size - (stats["capacity"] - stats["used"]), 1 / 16)
+    finally:
+        _dropping.now = False
