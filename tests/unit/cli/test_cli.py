@@ -304,7 +304,8 @@ def test_the_page_of_the_map_lists_only_the_largest_of_many_objects(monkeypatch)
         {
             "serial": n, "size": n << 10, "offset": n << 10, "extent": 1 << 10, "spilled": False, "state": "sealed", "age": n,
             "pin_holders": 0, "ref_holders": 1, "tokens_and_edges": 0, "name": "<b>&", "freed": False, "orphaned": False,
-            "creator_pid": 1, "creator_alive": True, "origin": None, "uses": 0,
+            "creator_pid": 1, "creator_alive": True, "origin": None, "uses": 0, "description": "bytes", "function": None,
+            "creator_command": None,
         }
         for n in range(5)
     ]  # fmt: skip

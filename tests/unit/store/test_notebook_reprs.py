@@ -131,5 +131,14 @@ def test_sizes_and_explanations():
     value = {"<b>": np.zeros(10_000), "loud": Loud()}
     sizes = inspect_size(value)
     _, explanation = pyray_ser.put(value, explain=True)
-    for thing in (sizes, explanation):
-        assert "80" in repr(thing) and "<b>" in shown(thing)
+    assert "80" in repr(explanation) and "<b>" in shown(explanation)
+    # A picture: its texts have the colour of the page, or white on a dark colour.
+    page = Page(sizes._repr_html_())
+    assert "80" in repr(sizes) and "<b>" in page.text
+    assert {value for name, value in page.attributes if name == "fill"} <= {
+        "currentColor",
+        "#fff",
+        "#2c7a4b",
+        "#926400",
+        "#b3402a",
+    }
