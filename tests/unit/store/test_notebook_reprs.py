@@ -131,14 +131,9 @@ def test_sizes_and_explanations():
     value = {"<b>": np.zeros(10_000), "loud": Loud()}
     sizes = inspect_size(value)
     _, explanation = pyray_ser.put(value, explain=True)
-    assert "80" in repr(explanation) and "<b>" in shown(explanation)
-    # A picture: its texts have the colour of the page, or white on a dark colour.
-    page = Page(sizes._repr_html_())
-    assert "80" in repr(sizes) and "<b>" in page.text
-    assert {value for name, value in page.attributes if name == "fill"} <= {
-        "currentColor",
-        "#fff",
-        "#2c7a4b",
-        "#926400",
-        "#b3402a",
-    }
+    # Pictures: their texts have the colour of the page, or white on a dark colour.
+    colours = {"currentColor", "#fff", "#2c7a4b", "#926400", "#b3402a"}
+    for thing in (sizes, explanation):
+        page = Page(thing._repr_html_())
+        assert "80" in repr(thing) and "<b>" in page.text
+        assert {value for name, value in page.attributes if name == "fill"} <= colours
