@@ -142,7 +142,7 @@ $(STAMP)/cloudpickle: $(STAMP)/venv
 .PHONY: test
 test: $(STAMP)/installed $(STAMP)/debug $(STAMP)/cloudpickle
 	@rm -f $(TEST_LOG); PYRAY_SER_TEST_LOG=$(TEST_LOG) PYRAY_SER_DEBUG_PATH=$(DEBUG) PYRAY_SER_CLOUDPICKLE_SUITE=$(CLOUDPICKLE) \
-	  $(PYTEST) -m "not heavy" $(PYTEST_ARGS) || $(TOLD)
+	  $(PYTEST) -m "not heavy" -o cache_dir=$(BUILD)/pytest-cache/test $(PYTEST_ARGS) || $(TOLD)
 
 # An editable install with assertions and failpoints: an edit of a Python file needs no build, an edit of C or Cython
 # `make dev` again. The compiled modules stand in pyray_ser/ and are ignored by git.
@@ -176,8 +176,11 @@ $(STAMP)/installed-heavy: $(STAMP)/wheel $(STAMP)/venv-heavy
 	@touch $@
 
 .PHONY: test-heavy
+# It may run beside `test`, so it has its own files.
+test-heavy: TEST_LOG := $(BUILD)/tests-heavy.log
 test-heavy: $(STAMP)/installed-heavy $(STAMP)/debug $(STAMP)/intruder
-	@rm -f $(TEST_LOG); PYRAY_SER_INTRUDER_PATH=$(INTRUDER) PYRAY_SER_TEST_LOG=$(TEST_LOG) PYRAY_SER_DEBUG_PATH=$(DEBUG) $(HEAVY)/bin/python -P -m pytest -m heavy $(PYTEST_ARGS) || $(TOLD)
+	@rm -f $(TEST_LOG); PYRAY_SER_INTRUDER_PATH=$(INTRUDER) PYRAY_SER_TEST_LOG=$(TEST_LOG) PYRAY_SER_DEBUG_PATH=$(DEBUG) \
+	  $(HEAVY)/bin/python -P -m pytest -m heavy -o cache_dir=$(BUILD)/pytest-cache/test-heavy $(PYTEST_ARGS) || $(TOLD)
 
 # ---------------------------------------------------------------- linters
 
