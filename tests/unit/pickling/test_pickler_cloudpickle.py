@@ -34,8 +34,6 @@ FAILING = {
     "cloudpickle_file_test.py::CloudPickleFileTests::test_r_mode": OPEN_FILE,
     "cloudpickle_file_test.py::CloudPickleFileTests::test_seek": OPEN_FILE,
     "cloudpickle_file_test.py::CloudPickleFileTests::test_w_mode": OPEN_FILE,
-    "cloudpickle_test.py::CloudPickleTest::test_pickling_file_handles": OPEN_FILE,
-    "cloudpickle_test.py::Protocol2CloudPickleTest::test_pickling_file_handles": OPEN_FILE,
     "cloudpickle_test.py::CloudPickleTest::test_recursion_during_pickling": RECURSION,
     "cloudpickle_test.py::Protocol2CloudPickleTest::test_recursion_during_pickling": RECURSION,
 }
