@@ -216,7 +216,7 @@ def python_blocks(page: str) -> list[str]:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", ["README.md", "getting-started.md"])
+@pytest.mark.parametrize("name", ["README.md", "five-minutes.md"])
 def test_the_programs_of_a_page_run_in_a_notebook(name, tmp_path):
     (path,) = [path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")] if path.name == name][:1]
     cells = python_blocks(path.read_text(encoding="utf-8"))
