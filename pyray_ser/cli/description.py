@@ -283,7 +283,10 @@ class _Walk:
             self.pop()
             self.call()
         elif op == "o":
-            push(_Note("call", self.marked()))
+            items = self.marked()
+            if not items:
+                raise _Stop
+            push(_Note("call", items))
         elif op == "i":
             name = _Note("global", name=f"{self.line()}:{self.line()}")
             push(_Note("call", [name, *self.marked()]))
@@ -345,7 +348,7 @@ class _Walk:
 
 
 def _int(text: str) -> int:
-    if not text.isdigit() or len(text) > 9:
+    if not (text.isascii() and text.isdigit()) or len(text) > 9:
         raise _Stop
     return int(text)
 

@@ -124,6 +124,21 @@ def test_describing_runs_no_code_and_imports_nothing():
     )
 
 
+# Opcodes with operands that `describe` looks at.
+OPCODES = [
+    *(bytes([opcode]) for opcode in b"(otlde\x91u\x90asR\x81\x92b012\x94])}\x8fNQ\x85\x86\x87\x93\x97\x98"),
+    *(b"c" + name.replace(":", "\n").encode() + b"\n" for name in (
+        "numpy:ndarray", "numpy:dtype", "numpy.core.multiarray:_reconstruct", "numpy.core.multiarray:scalar",
+        "pyray_ser.reconstruct:view", "pyray_ser.reconstruct:masked_array", "pyray_ser.reconstruct:polars_frame",
+        "pyray_ser.reconstruct.torch:whole", "pandas:DataFrame", "pandas:Series", "pandas:_new_Index",
+        "pyarrow.lib:chunked_array", "pyarrow.lib:_reconstruct_table", "copyreg:__newobj__", "array:array",
+        "cloudpickle.cloudpickle:_make_function", "cloudpickle.cloudpickle:_make_skeleton_class",
+    )),
+    b"inumpy\nndarray\n", "g\u00b2\n".encode(), b"g0\n", b"p0\n", b"h\0", b"q\0", b"K\1", b"\x8a\1\xff", b"I1\n",
+    b"\x8c\4_mgr", b"\x8c\6_shape", b"\x8c\5start", b"\x8c\1f", b"\x8c\2f8",
+]  # fmt: skip
+
+
 def test_damaged_and_hostile_streams_are_survived():
     good = [pickle.dumps(value, 5) for value in (Point(), {"a": [1, (2, "x")]}, {1, 2}, np.arange(3), len, 1 << 70)]
     good += [pickle.dumps(value, 0) for value in (Point(), {"a": [1, (2, "x"), 1.5]}, 1 << 70, "x\ny")]
@@ -138,6 +153,8 @@ def test_damaged_and_hostile_streams_are_survived():
             describe(bytes(changed), [])
     for _ in range(20_000):
         describe(chance.randbytes(chance.randint(1, 60)), [])
+    for _ in range(100_000):
+        describe(b"".join(chance.choice(OPCODES) for _ in range(chance.randint(1, 30))) + b".", [1, 2, 3])
     # A list that contains itself, a name of a megabyte, and marks and copies without end.
     assert describe(b"\x80\x05]\x94h\x00a.", [])[0].startswith("list of 1")
     text = describe(b"\x80\x05X\x00\x00\x10\x00" + b"n" * (1 << 20) + b"\x8c\x01x\x93.", [])[0]
