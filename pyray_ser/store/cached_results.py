@@ -14,7 +14,7 @@ from ..exceptions import NameExistsError, ObjectLostError, ObjectStoreFullError,
 
 __all__ = ["COUNTER", "PREFIX", "Entry", "count", "drop", "drop_results", "entries", "forget", "sized"]
 
-PREFIX = f"{_core.NAME_RESERVED}cached/"
+PREFIX = _core.NAME_CACHED
 # The entry of a function that counts; other entries end with the hexadecimal digest of their arguments.
 COUNTER = "count"
 

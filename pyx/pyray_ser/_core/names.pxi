@@ -4,8 +4,6 @@
 
 # Maximum length of a name in bytes of UTF-8.
 NAME_MAX = PRS_NAME_MAX
-# Names with this prefix belong to the package, and `names` omits them.
-NAME_RESERVED = "pyray_ser/"
 
 
 cdef bytes name_bytes(object name):

@@ -16,6 +16,12 @@ cdef dict stores = {}
 cdef Store default_store = None
 
 
+# Names with this prefix belong to the package, and `names` omits them.
+NAME_RESERVED = "pyray_ser/"
+# The prefix of the names of cached results.
+NAME_CACHED = NAME_RESERVED + "cached/"
+
+
 def names_of(Store store not None):
     """
     Return a list of tuples: name, `binary` of its object, version, age in seconds, whether the name keeps the object,
@@ -45,7 +51,7 @@ cdef bint drop_cached(Store store, uint64_t size) except -1:
     """Drop cached results until `size` bytes may be free; return whether there were any."""
     # Most stores have none. Then import nothing, because this process may not be able to read files any more.
     for entry in names_of(store):
-        if (<str>entry[0]).startswith("pyray_ser/cached/"):
+        if (<str>entry[0]).startswith(NAME_CACHED):
             return drop_results(store, size)
     return False
 
