@@ -157,7 +157,8 @@ class Sending:
         if not self._inode or store is None or self._limit is None:
             return None
         ref = stored_once.find(view)
-        kept = reused = ref is not None
+        kept = ref is not None
+        reused = kept or stored_once.lies_in(view, store)
         if ref is None:
             gathered = sum(entry.nbytes for entry in self._entries)
             if _under_way(store) + gathered + view.nbytes > self._limit:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Array = numpy.ndarray[Any, Any]
     Ref = _core.ObjectRef[Any]
 
-__all__ = ["find", "put"]
+__all__ = ["find", "lies_in", "put"]
 
 # Number of bytes that are compared together.
 _PIECE = 1 << 20
@@ -79,6 +79,11 @@ def put(view: memoryview, limit: int) -> tuple[Ref, bool]:
         _constant[place] = (weakref.ref(owner, lambda _: _constant.pop(place, None)), ref)
     del old
     return ref, True
+
+
+def lies_in(view: memoryview, store: _core.Store) -> bool:
+    """Return whether the bytes are those of a stored object, so that `put` does not copy them."""
+    return _is_array(view) and _core.refers(store, _address(view), view.nbytes)
 
 
 def _is_array(view: memoryview) -> bool:

@@ -222,3 +222,16 @@ def test_a_refused_array_is_offered_once():
     value = [np.ones(100_000), b"x" * 800_000, np.zeros(50_000), np.ones(100_000)]
     assert len(message.dumps(value, taker).getvalue()) > 2_800_000
     assert taker.offered == [800_000, 800_000, 400_000, 800_000]
+
+
+def test_an_array_of_the_store_counts_as_not_copied_from_the_first_message_on():
+    found = report("""
+    table = pyray_ser.get(pyray_ser.put(np.ones(1_000_000)))
+    installed = pyray_ser.install()
+    with mp.get_context("fork").Pool(1) as pool:
+        for _ in range(3):
+            pool.map(total, [table])
+        pool.map(total, [np.ones(1_000_000)])
+    """)
+    assert found["shared"] == {"buffers": 4, "bytes": 32_000_000}
+    assert found["reused"] == {"buffers": 3, "bytes": 24_000_000}
