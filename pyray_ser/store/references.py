@@ -52,7 +52,10 @@ def _register() -> None:
     if output is not None:
         from weakref import ref
 
-        _early = ref(output)
+        try:
+            _early = ref(output)
+        except TypeError:
+            pass  # a file of the program; the message then holds its objects until `free`, like any other pickle
 
 
 def _outputs() -> Iterator[Any]:
