@@ -72,16 +72,16 @@ def check_name(store: _core.Store, name: str) -> None:
     ------
     NameNotFoundError
     """
-    given = sorted(entry[0] for entry in _core.names_of(store))
+    given = sorted(entry[0] for entry in _core.names_of(store) if not entry[0].startswith(_core.NAME_RESERVED))
     there = f"the store has {', '.join(map(repr, given[:5]))}{' and more' if len(given) > 5 else ''}" if given else (
         "the store has no named objects"
     )  # fmt: skip
     alone = store.path is None and not [pid for pid in store.client_pids() if pid != os.getpid()]
     if alone and not _other_threads() and not _children():
         raise NameNotFoundError(
-            f"no {'newer ' if name in given else ''}object named {name!r}, and no process is left that could put one: only this one uses {store!r}, which has no "
-            f"name for others to find it by, and {there}; hint: put(..., name={name!r}) first, or init(name=...) here and where "
-            "it is put",
+            f"no {'newer ' if name in given else ''}object named {name!r}, and no process is left that could put one: only this "
+            f"one uses {store!r}, which has no name for others to find it by, and {there}; hint: put(..., name={name!r}) first, "
+            "or init(name=...) here and where it is put",
             name=name,
         )
     _log.warning("still waiting for an object named %r in %r: %s", name, store, there)
