@@ -155,7 +155,7 @@ def end(accepts: bool = False) -> None:
     Parameters
     ----------
     accepts : bool
-        Whether executors that are made later accept calls.
+        If true, executors that are made later accept calls.
     """
     import sys
 

@@ -37,7 +37,7 @@ class Bar:
     label: str
     colour: str = "other"
     close: bool = False
-    """Whether the bar belongs to the one above."""
+    """True if the bar belongs to the one above."""
 
 
 @dataclass

@@ -673,7 +673,8 @@ def put(value, *, timeout=None, name=None, replace=False, ephemeral=False, expla
     TypeError
         If `value` is an `ObjectRef`, or `name` is not a str.
     ValueError
-        If `timeout` is negative, if `name` is not a valid name or starts with ``pyray_ser/``, or if `replace` or `ephemeral` is given without a name.
+        If `timeout` is negative, if `name` is not a valid name or starts with ``pyray_ser/``, or if `replace` or
+        `ephemeral` is given without a name.
     ObjectStoreFullError
         If there is no room.
     StoreFullError

@@ -183,7 +183,7 @@ def test_waiting_for_a_newer_version(name):
 
 
 def test_a_forked_child_changes_names():
-    """A child that becomes a client at its first use of the store can delete and rename at once."""
+    """A child that becomes a client at its first use of the store can delete and rename immediately."""
     run("""
         import os
         import pyray_ser
