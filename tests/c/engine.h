@@ -131,6 +131,30 @@ __attribute__((unused)) static prs_stats stats_of(prs_store *s)
     return stats;
 }
 
+/* Describe every client slot that is not free, with the evidence that decides whether its process is dead. */
+__attribute__((unused)) static const char *clients_of(prs_store *s)
+{
+    static char text[1000];
+    int at = 0;
+    uint32_t high = prs_load_acquire(&s->super->client_high);
+    text[0] = 0;
+    for (uint32_t i = 1; i < high && i < s->super->max_clients && at < 900; i++) {
+        prs_client *c = &s->clients[i];
+        uint64_t state = prs_load_acquire(&c->state);
+        int32_t pid = (int32_t)prs_load_acquire(&c->pid);
+        if (state != PRS_CLIENT_FREE)
+            at += snprintf(text + at, sizeof text - (size_t)at,
+                           "%s%u%s: state %#llx, pid %d%s, namespace %s, lock byte %d", at ? "; " : "", i,
+                           i == s->me ? " (this process)" : "", (unsigned long long)state, pid,
+                           prs_os_process_gone(pid) ? " (gone)" : "",
+                           prs_load_relaxed(&c->pid_ns) == s->pid_ns ? "equal" : "different",
+                           prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + i));
+    }
+    return text;
+}
+
+#define CHECK_CLIENTS(s, expected) CHECK_MSG(stats_of(s).clients == (expected), "clients: %s", clients_of(s))
+
 /* Check that only magazines still contain memory, and that every byte of it can be reclaimed. */
 #define CHECK_EMPTY(s)                                       \
     do {                                                     \

@@ -308,7 +308,7 @@ static void try_with(const char *damage(struct scene *, int), int crowd)
         CHECK_MSG(rc == PRS_OK, "damage %d was to be undone: %s", which, e.what);
     }
     prs_store *t = client_of(c->s); /* refused processes must leave nothing behind */
-    CHECK_EQ(stats_of(t).clients, 2);
+    CHECK_CLIENTS(t, 2);
     close_store(t);
     CHECK_STORE(c->s);
     close_store(c->s);

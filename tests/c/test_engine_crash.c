@@ -683,7 +683,7 @@ static bool play(struct scene *c, enum scenario scenario)
     CHECK_EQ(prs_state(c->s, &c->draft.id), PRS_E_AGAIN);
     dismiss_strangers(c);
     prs_stats now = stats_of(c->s);
-    CHECK_EQ(now.clients, 1);
+    CHECK_CLIENTS(c->s, 1);
     CHECK_EQ(now.objects, before.objects);
     CHECK_EQ(now.unsealed, 1);
     CHECK(now.in_flight >= 1 &&

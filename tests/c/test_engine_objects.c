@@ -303,7 +303,7 @@ TEST(closed_handles_keep_views)
     CHECK_EQ(verify(s, &id, MIB, 5), PRS_OK);
     prs_unpin(t, &id);
     CHECK_EQ(prs_state(s, &id), PRS_E_LOST);
-    CHECK_EQ(stats_of(s).clients, 1);
+    CHECK_CLIENTS(s, 1);
     prs_dispose(t);
     CHECK_EMPTY(s);
     close_store(s);

@@ -528,14 +528,14 @@ TEST(descriptors_closed_by_other_code)
         char c;
         CHECK(read(ready[0], &c, 1) == 1);
         prs_reap_dead(s, 0); /* the child is alive, although it had lost its lock */
-        CHECK_EQ(stats_of(s).clients, 2);
+        CHECK_CLIENTS(s, 2);
         CHECK_EQ(stats_of(s).reaped, (unsigned)first); /* the grandchild of the previous round was reaped */
         CHECK(write(go[1], "x", 1) == 1);
         int status = reap_child(pid);
         CHECK_EXITED(status);
         close(ready[0]), close(ready[1]), close(go[0]), close(go[1]);
         prs_reap_dead(s, 0);
-        CHECK_EQ(stats_of(s).clients, 1);
+        CHECK_CLIENTS(s, 1);
         CHECK_STORE(s);
     }
     prs_unpin(s, &id);
@@ -617,7 +617,7 @@ TEST(a_newcomer_gets_in_past_corpses)
         fill_with_corpses(s, 3);
         prs_store *t = client_of(s); /* this process becomes the janitor, and so frees a slot for itself */
         CHECK_EQ(verify(t, &id, 5000, 1), PRS_OK);
-        CHECK_EQ(stats_of(t).clients, 2);
+        CHECK_CLIENTS(t, 2);
         CHECK_EQ(stats_of(t).objects, 1);
         CHECK_STORE(t);
         prs_oid mine = put(t, 3000, 2); /* t uses its own magazines */
@@ -655,7 +655,7 @@ TEST(a_janitor_that_dies_is_replaced)
         close_store(t);
         prs_reap_dead(s, 0);
         CHECK_STORE(s);
-        CHECK_EQ(stats_of(s).clients, 1);
+        CHECK_CLIENTS(s, 1);
         CHECK_EQ(stats_of(s).objects, 1);
         CHECK_EQ(stats_of(s).unsealed, 0);
     }
@@ -728,7 +728,7 @@ TEST(exec_ends_a_client)
     CHECK_EQ(prs_state(s, &id), PRS_OK); /* the dead client of the child still holds the object */
     prs_reap_dead(s, 0);
     CHECK_EQ(prs_state(s, &id), PRS_E_LOST);
-    CHECK_EQ(stats_of(s).clients, 1);
+    CHECK_CLIENTS(s, 1);
     CHECK_EQ(kill(pid, 0), 0);
     kill(pid, SIGKILL);
     int status = reap_child(pid);

@@ -326,7 +326,7 @@ TEST(killed_at_random)
     tell(s, n, begun);
     CHECK_EQ(bad, 0);
     CHECK_STORE(s);
-    CHECK_EQ(stats_of(s).clients, 1);
+    CHECK_CLIENTS(s, 1);
     for (int i = 0; i < KEPT; i++) {
         CHECK_EQ(verify(s, &kept[i], kept_size(i), (uint64_t)i), PRS_OK);
         prs_unref(s, &kept[i]);

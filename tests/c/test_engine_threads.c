@@ -531,7 +531,7 @@ TEST(closing_under_the_feet_of_others)
         prs_error e = {0};
         int rc = prs_check(s, &e);
         CHECK_MSG(rc == PRS_OK, "prs_check: %s", e.what);
-        CHECK_EQ(stats_of(s).clients, 1);
+        CHECK_CLIENTS(s, 1);
     }
     prs_unref(s, &board[0].id);
     prs_reap_dead(s, 0);

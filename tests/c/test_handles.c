@@ -67,7 +67,7 @@ TEST(a_use_defers_the_release)
     CHECK_EQ(verify(t, &id, 100, 1), PRS_OK);
     CHECK(prs_unuse(t));
     prs_release(t);
-    CHECK_EQ(stats_of(s).clients, 1);
+    CHECK_CLIENTS(s, 1);
     CHECK_EMPTY(s);
     release(s);
 }
@@ -159,7 +159,7 @@ TEST(a_child_closes_what_a_thread_of_its_parent_used)
     int state;
     CHECK(waitpid(pid, &state, 0) == pid && state == 0);
     CHECK(!prs_unuse(s));
-    CHECK_EQ(stats_of(s).clients, 1);
+    CHECK_CLIENTS(s, 1);
     prs_unref(s, &id);
     CHECK_EMPTY(s);
     release(s);
@@ -191,7 +191,7 @@ TEST(the_last_pin_goes_while_the_handle_is_released)
         for (int i = 0; i < 3; i++)
             pthread_join(thread[i], NULL);
     }
-    CHECK_EQ(stats_of(s).clients, 1);
+    CHECK_CLIENTS(s, 1);
     prs_unref(s, &id);
     CHECK_EMPTY(s);
     release(s);

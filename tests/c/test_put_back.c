@@ -91,7 +91,7 @@ TEST(who_leaves_while_the_lock_is_held_leaves_nothing_behind)
     prs_unlock(s);
     prs_reap_dead(s, 0);
     prs_deferred_run_all(s);
-    CHECK_EQ(stats_of(s).clients, 1);
+    CHECK_CLIENTS(s, 1);
     CHECK_EMPTY(s);
     for (int i = 0; i < 2; i++)
         close(made[i]), close(held[i]);

@@ -422,12 +422,13 @@ static void bear_and_live(prs_store *s, struct told *told)
 }
 
 /* After setuid the file cannot be opened again; an injected fault simulates that. The child is a client until it
- * dies. */
+ * dies, even if no process waits for it. */
 TEST(children_without_an_own_description_are_clients)
 {
     SEVERAL_PROCESSES();
     prs_store *s = store_of(16 * MIB), *t = client_of(s);
-    for (int killed = 0; killed < 2; killed++) {
+    enum { LEAVES, KILLED, ZOMBIE, ENDS };
+    for (int end = 0; end < ENDS; end++) {
         struct told *told = new_told();
         prs_oid id = put(s, 100, 7);
         prs_failpoint_arm("fork_reopened", PRS_FAIL_ERRNO_ON, 1, EACCES); /* reopening fails for both handles */
@@ -439,16 +440,22 @@ TEST(children_without_an_own_description_are_clients)
         CHECK(!prs_client_dead(s, told->client) && !prs_client_dead(t, told->client));
         prs_unref(s, &id);
         CHECK_EQ(prs_state(s, &id), PRS_OK); /* the child still holds the object */
-        if (killed) {
-            is_killed(pid);
+        if (end != LEAVES) {
+            siginfo_t info;
+            if (end == KILLED)
+                is_killed(pid);
+            else
+                CHECK(kill(pid, SIGKILL) == 0 && waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT) == 0);
             CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client),
                      1); /* the shared open file description holds the lock */
             CHECK(prs_client_dead(s, told->client) && prs_client_dead(t, told->client));
             prs_reap_dead(s, 0);
         } else {
             say(&told->go);
+        }
+        if (end != KILLED) {
             int status = reap_child(pid);
-            CHECK_EXITED(status);
+            CHECK(end == ZOMBIE || (WIFEXITED(status) && WEXITSTATUS(status) == 0));
         }
         CHECK_EQ(prs_os_byte_held(s->fd_ro, PRS_CLIENT_BYTE + told->client), 0); /* other clients can claim the slot */
         CHECK_EQ(state_of_client(s, told->client), PRS_CLIENT_FREE);

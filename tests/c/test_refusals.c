@@ -777,7 +777,7 @@ static void few_descriptors(void)
     munmap(told, sizeof *told);
     prs_reap_dead(s, 0);
     CHECK_STORE(s);
-    CHECK_EQ(stats_of(s).clients, 1);
+    CHECK_CLIENTS(s, 1);
     CHECK_EQ(verify(s, &id, 5000, 1), PRS_OK);
     close_store(s);
 }

@@ -268,8 +268,11 @@ static void survive(struct scene *c, const operation *op, pid_t stopped)
     if (now.objects != c->before.objects || now.unsealed != c->before.unsealed || now.used != c->before.used ||
         now.edges != c->before.edges || now.in_flight != c->before.in_flight)
         wrong = left(&c->before, &now);
-    if (now.clients != c->before.clients)
-        wrong = "the dead client is still there";
+    if (now.clients != c->before.clients) {
+        static char text[1100];
+        snprintf(text, sizeof text, "clients: %u before, %u now: %s", c->before.clients, now.clients, clients_of(s));
+        wrong = text;
+    }
     if (!witness_agrees(&c->witness))
         wrong = "bytes under a view changed by the recovery";
 }
