@@ -27,6 +27,7 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -613,11 +614,19 @@ uint64_t prs_start_time(int32_t pid)
     return at ? strtoull(at, NULL, 10) : 0;
 }
 
-/* Return whether our pid namespace has no such process.  Only ESRCH proves this; EPERM means that the process
- * exists. */
+/* Return whether our pid namespace has no such process, or only one that ended and was not waited for.  ESRCH proves
+ * the former; EPERM means that the process exists.  A pidfd proves the latter: it becomes readable when all threads of
+ * the process have ended. */
 bool prs_os_process_gone(int32_t pid)
 {
-    return pid > 0 && kill(pid, 0) < 0 && errno == ESRCH;
+    if (pid <= 0)
+        return false;
+    if (kill(pid, 0) < 0 && errno == ESRCH)
+        return true;
+    int fd = prs_above_standard((int)syscall(SYS_pidfd_open, pid, 0));
+    bool ended = fd >= 0 && prs_os_await_end(fd, 0);
+    prs_os_close(fd);
+    return ended;
 }
 
 /* Map a page that no code touches. The mapping keeps the open file description and its locks as long as this address
