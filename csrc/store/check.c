@@ -181,6 +181,13 @@ int prs_check_in_slices(prs_store *s, prs_error *error)
     return PRS_OK;
 }
 
+/* Return whether the client lives and is not a visitor. */
+static bool counts(const prs_client *c)
+{
+    uint64_t state = prs_load_acquire(&c->state);
+    return (state & 0xFF) == PRS_CLIENT_LIVE && prs_load_relaxed(&c->visiting) != state >> 32;
+}
+
 int prs_get_stats(prs_store *s, prs_stats *out)
 {
     memset(out, 0, sizeof *out);
@@ -233,7 +240,7 @@ int prs_get_stats(prs_store *s, prs_stats *out)
     out->stolen = prs_load_relaxed(&super->stolen);
     out->orphaned = prs_load_relaxed(&super->orphaned);
     for (uint32_t i = 1; i < prs_load_relaxed(&super->client_high) && i < super->max_clients; i++)
-        out->clients += (prs_load_relaxed(&s->clients[i].state) & 0xFF) == PRS_CLIENT_LIVE;
+        out->clients += counts(&s->clients[i]);
     if (!s->orphan && prs_lock_tables(s, NULL) == PRS_OK) {
         out->largest_free = prs_extent_largest(s);
         out->in_flight = super->arena.tokens;

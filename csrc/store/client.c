@@ -97,6 +97,7 @@ void prs_client_born(prs_store *s)
     prs_client *c = &s->clients[s->me];
     prs_store_relaxed(&c->pid_ns, s->pid_ns);
     prs_store_relaxed(&c->fd, (uint32_t)s->fd_rw);
+    prs_store_relaxed(&c->visiting, s->flags & PRS_OPEN_VISITOR ? s->incarnation : 0);
     prs_store_release(&c->pid, (uint32_t)s->pid);
     prs_store_seqcst(&c->state, in_state(PRS_CLIENT_LIVE, s->incarnation));
     PRS_POINT(client_live);

@@ -251,7 +251,8 @@ typedef struct prs_client {
     prs_atomic_u64 first_serial; /* objects with a smaller serial belong to earlier clients of the slot */
     prs_atomic_u32 fd;           /* its descriptor, through which other processes attach */
     prs_atomic_u32 leaving;      /* the incarnation that is leaving, see prs_leave             */
-    uint32_t unused[22];
+    prs_atomic_u32 visiting;     /* the incarnation that only looks at the store, see PRS_OPEN_VISITOR */
+    uint32_t unused[21];
 } prs_client;
 
 _Static_assert(sizeof(prs_client) == 128, "a client is two cache lines");

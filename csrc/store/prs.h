@@ -63,6 +63,7 @@ enum {
     PRS_OPEN_SPILL_DIGEST = 1u << 1, /* when creating: see "spill files in the caller's format" */
     PRS_OPEN_SPILL_LZ4 = 1u << 2,
     PRS_OPEN_SPILL_ZSTD = 1u << 3,
+    PRS_OPEN_VISITOR = 1u << 4, /* a client that only looks at the store: statistics do not count it */
     PRS_OPEN_SPILL_FORM = PRS_OPEN_SPILL_DIGEST | PRS_OPEN_SPILL_LZ4 | PRS_OPEN_SPILL_ZSTD
 };
 
@@ -382,7 +383,7 @@ typedef struct prs_stats {
     uint64_t spilled, spilled_bytes; /* number and bytes of objects in spill files */
     uint64_t orphaned;               /* number of objects that the sticky holder keeps */
     uint64_t serial;                 /* the next serial */
-    uint32_t clients;                /* number of living clients */
+    uint32_t clients;                /* number of living clients that are not visitors */
     uint32_t max_clients;
     uint64_t reaped; /* number of dead clients reaped since the store was created */
     uint64_t stolen; /* number of times that the lock was stolen                */

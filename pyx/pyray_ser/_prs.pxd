@@ -63,6 +63,7 @@ cdef extern from "store/prs.h" nogil:
         PRS_OPEN_SPILL_LZ4
         PRS_OPEN_SPILL_ZSTD
         PRS_OPEN_SPILL_FORM
+        PRS_OPEN_VISITOR
 
     uint64_t prs_shrunk_from(const prs_store *store) noexcept
     int prs_create(prs_store **out, const prs_options *options, prs_error *error) noexcept

@@ -402,6 +402,30 @@ TEST(random_bits_of_the_control_area_flipped)
 
 /* ---- several stores ----------------------------------------------------------------------------------- */
 
+/* The slot of a visitor is not marked for the client that gets it next. */
+TEST(visitors_are_clients_that_statistics_do_not_count)
+{
+    const char *path = path_of("visitor");
+    prs_store *s = store_with((prs_options){.capacity = MIB, .path = path}), *t;
+    prs_error e;
+    int32_t pids[4];
+    for (int visitor = 1; visitor >= 0; visitor--) {
+        prs_options options = {.path = path, .flags = visitor ? PRS_OPEN_VISITOR : 0};
+        CHECK_EQ(prs_attach_path(&t, path, &options, &e), PRS_OK);
+        CHECK_EQ(t->me, 2);
+        CHECK_EQ(stats_of(s).clients, visitor ? 1 : 2);
+        CHECK_EQ(stats_of(t).clients, visitor ? 1 : 2);
+        CHECK_EQ(prs_client_pids(s, pids, 4), 2);
+        prs_oid id = put(t, 100, 1); /* it is a client in all other respects */
+        CHECK_EQ(verify(s, &id, 100, 1), PRS_OK);
+        prs_unref(t, &id);
+        close_store(t);
+    }
+    CHECK_EMPTY(s);
+    close_store(s);
+    unlink(path);
+}
+
 TEST(several_stores_in_one_process)
 {
     enum { N = 8 };

@@ -14,8 +14,8 @@ def attach_path(path, *, lock_timeout=0.0, flags=0, tables_only=False):
     """
     Attach to the store in the file `path`.
 
-    With `tables_only`, the packages that the store's spill files need may be missing; objects can then be listed, but
-    not read.
+    With `tables_only`, this process only looks at the store: statistics do not count it as a client. The packages that
+    the store's spill files need may be missing then; objects can be listed, but not read.
     """
     return _open(1, path, 0, -1, 0, 0, 0, 0, lock_timeout, 0, None, flags, None, tables_only)
 
@@ -84,7 +84,7 @@ cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t c
     options.max_objects = max_objects
     options.lock_timeout = <int64_t>(lock_timeout * 1e9)
     options.warm_reserve = warm_reserve
-    options.flags = flags
+    options.flags = flags | (PRS_OPEN_VISITOR if tables_only else 0)
     with nogil:
         if how == 0:
             status = prs_create(&handle, &options, &error)

@@ -13,7 +13,7 @@ from cli_runs import answer, command, timeless
 from isolated import environment, run
 
 from pyray_ser import cli
-from pyray_ser.cli import doctor, output
+from pyray_ser.cli import doctor, output, stores
 from pyray_ser.cli import map as picture
 
 
@@ -55,6 +55,12 @@ def test_every_command_shows_the_store(owner, crashed):
     assert "weights" in command("top", owner.name, "-n", "1", "--objects", "20")
     # The read-only commands have changed nothing.
     assert os.path.exists(owner.path) and timeless(answer("ls", owner.name)["objects"]) == timeless(objects)
+
+
+def test_a_process_that_only_looks_at_a_store_is_not_counted_as_its_client(owner):
+    (found,) = stores.selected([owner.name])
+    with stores.opened(found) as (store, _):
+        assert store.stats()["clients"] == 1
 
 
 def test_ls_tells_where_objects_were_made(monkeypatch):
