@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from _thread import RLock, get_ident
+from _thread import RLock, get_ident, start_new_thread
 from collections import deque
 from weakref import WeakValueDictionary
 
@@ -232,10 +232,9 @@ def _work(todo: deque[tuple[Ref, _Flight]]) -> None:
 
 
 def _start(todo: deque[tuple[Ref, _Flight]]) -> None:
-    import threading
-
     for _ in range(min(len(todo), _THREADS)):
-        threading.Thread(target=_work, args=(todo,), name="pyray_ser-resolver", daemon=True).start()
+        # Not `threading.Thread`: a signal handler may have interrupted code that holds a lock of that module.
+        start_new_thread(_work, (todo,))
 
 
 def asks(ref: Ref) -> bool:

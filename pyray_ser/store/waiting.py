@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from _thread import start_new_thread
 from collections import deque
 from contextlib import suppress
 
@@ -47,9 +48,8 @@ class _Watcher:
         """Resolve `target` with the value once the reference is ready: in `loop`, or in the watcher without a loop."""
         self._new.append((ref, loop, target))
         if not self._runs:
-            import threading
-
-            threading.Thread(target=self._run, name="pyray_ser-watcher", daemon=True).start()
+            # Not `threading.Thread`: a signal handler may have interrupted code that holds a lock of that module.
+            start_new_thread(self._run, ())
 
     def _take(self) -> list[Entry]:
         new: list[Entry] = []

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+from _thread import start_new_thread
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ class Visitors:
         self._listener = listener
         self._taken: deque[Connection] = deque()
         self.fd, self._bell = map(above_standard, os.pipe())
-        threading.Thread(target=self._accept, name="pyray_ser-visitors", daemon=True).start()
+        # Not `threading.Thread`: a signal handler may have interrupted code that holds a lock of that module.
+        start_new_thread(self._accept, ())
 
     def _accept(self) -> None:
         from multiprocessing.connection import Connection

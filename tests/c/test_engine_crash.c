@@ -628,7 +628,7 @@ static bool play(struct scene *c, enum scenario scenario)
     pid_t victim = fork();
     if (victim == 0) {
         child_setup(30);
-        c->s->lock_timeout = 20 * PRS_SECOND; /* only this process stops, so it need not give up soon on a busy machine */
+        c->s->lock_timeout = 20 * PRS_SECOND; /* only this process stops, so it may wait for a busy one */
         if (scenario == HEIR) {
             pid_t pid = fork();
             if (pid == 0) {

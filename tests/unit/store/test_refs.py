@@ -324,6 +324,19 @@ class TestWaiting:
         pyray_ser.free(gone)
         assert isinstance(gone.future().exception(timeout=240), exc.ObjectFreedError)
 
+    def test_future_where_a_signal_handler_has_interrupted_the_start_of_a_thread(self):
+        # `Thread.start` holds this lock, so code that interrupts it can start no `Thread`.
+        body = """
+            import threading
+            import pyray_ser
+            buffer = pyray_ser.create(10)
+            with threading._active_limbo_lock:
+                future = buffer.obj.ref.future()
+                pyray_ser.seal(buffer)
+                print(len(future.result(timeout=60)))
+        """
+        assert run(body) == "10"
+
     def test_future_cancelled(self):
         ref, timer = self.later(0.2)
         future = ref.future()
