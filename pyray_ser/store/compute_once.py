@@ -6,17 +6,28 @@ its own in shared memory. A process that forks while it computes passes the clai
 also checks whether the process that made the claim is alive, and frees the claim if it is not.
 
 The idea is that of a file that a process creates exclusively and that disappears with its creator.
+
+A factory that waits for another name without a timeout makes a second ephemeral object, which says for what the
+computation of its own name waits. Waiters follow these objects, and one of them raises if they lead back to its own name.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from .. import _core
-from ..exceptions import GetTimeoutError, NameExistsError, ObjectFreedError
+from ..exceptions import (
+    GetTimeoutError,
+    NameExistsError,
+    ObjectFreedError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    StoreFullError,
+)
 from . import by_name
 
 if TYPE_CHECKING:
@@ -36,13 +47,21 @@ _CHECK = 0.1
 _computing: ContextVar[tuple[Turn, ...]] = ContextVar("pyray_ser turns that compute", default=())
 
 
-def _claim_name(name: str) -> str:
-    text = f"{_core.NAME_RESERVED}computing/{name}"
+def _reserved_name(kind: str, name: str) -> str:
+    text = f"{_core.NAME_RESERVED}{kind}/{name}"
     if len(text.encode()) <= _core.NAME_MAX:
         return text
     import hashlib
 
-    return f"{_core.NAME_RESERVED}computing/{hashlib.sha256(name.encode()).hexdigest()}"
+    return f"{_core.NAME_RESERVED}{kind}/{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def _claim_name(name: str) -> str:
+    return _reserved_name("computing", name)
+
+
+def _wait_name(name: str) -> str:
+    return _reserved_name("waiting", name)
 
 
 class Turn:
@@ -64,9 +83,11 @@ class Turn:
         self._timeout = timeout
         self._end = None if timeout is None else time.monotonic() + timeout
         self._claim: ObjectRef[Any] | None = None
-        self._pid = 0
+        self._pid = os.getpid()
         self._seen = 0
         self._checked = 0.0
+        # What this turn published about its wait: the objects by the names of the turns that it blocks.
+        self._published: dict[str, ObjectRef[Any]] = {}
 
     def see(self) -> None:
         """Read the counter of the store: a change after this call ends the next wait immediately."""
@@ -91,6 +112,7 @@ class Turn:
             self._pid = os.getpid()
         except NameExistsError:
             return False
+        self._withdraw()
         return True
 
     def begin(self) -> None:
@@ -121,6 +143,8 @@ class Turn:
         """Return how many seconds the next wait may take; raise if the time is over."""
         now = time.monotonic()
         if now - self._checked > _CHECK:
+            if self._checked and self._timeout is None:
+                self._check_cycle()
             self._checked = now
             self._check_owner()
         if self._end is None:
@@ -141,17 +165,78 @@ class Turn:
         if claim is not None and not _core.creator_of(claim):
             _core.unbind_name(self.store, self._claim_name, claim)
 
+    def _check_cycle(self) -> None:
+        """Publish for what the factories around this call wait; raise if that is one of them, and its name the first."""
+        blocked = {
+            turn.name
+            for turn in _computing.get()
+            if turn._claim is not None and turn._pid == os.getpid() and turn.store.id == self.store.id
+        }
+        for name in blocked - self._published.keys():
+            # A factory may wait for several names at a time: the others are published when this wait has ended.
+            with suppress(NameExistsError, ObjectStoreFullError, StoreFullError):
+                self._published[name] = _core.put_reserved(self.name, _wait_name(name), ephemeral=True)
+        chain: dict[str, int] = {}
+        name = self.name
+        while name not in blocked:
+            found = self._next(name)
+            if found is None or name in chain:
+                return
+            chain[name], name = found
+        # All processes of the cycle find the same names, and only one of them raises.
+        if name > min(chain) or any(_core.find_name(self.store, other) is not None for other in (name, *chain)):
+            return
+        text = ", ".join(f"{other!r}, which {by_name.process_text(pid)} computes" for other, pid in chain.items())
+        raise RuntimeError(
+            f"the factory of {name!r} in process {os.getpid()} asks for {text} and whose factory waits for {name!r}: it "
+            "would wait for itself without end; hint: let factories ask for each other's names in one direction only"
+        )
+
+    def _next(self, name: str) -> tuple[int, str] | None:
+        """Return which process computes a name, and the name for which its factory waits; None if it does not wait."""
+        claim = _core.find_name(self.store, _claim_name(name))
+        wait = _core.find_name(self.store, _wait_name(name))
+        if claim is None or wait is None:
+            return None
+        pid = _core.creator_of(claim)
+        # A child that was forked during the wait keeps the object after the death of its parent.
+        if not pid or _core.creator_of(wait) != pid:
+            if not _core.creator_of(wait):
+                _core.unbind_name(self.store, _wait_name(name), wait)
+            return None
+        try:
+            return pid, _core.get(wait)
+        except ObjectLostError:
+            return None  # the wait has ended
+
+    def _withdraw(self) -> None:
+        """Take back what this turn published about its wait."""
+        published, self._published = self._published, {}
+        # A child that was forked meanwhile has a copy of this turn.
+        if self._pid != os.getpid() or self.store.closed:
+            return
+        for name, ref in published.items():
+            _core.unbind_name(self.store, _wait_name(name), ref)
+
     def wait(self) -> None:
         """Sleep until a name was bound or unbound, or for a short time."""
-        _core.wait_epoch(self.store, self._seen, self.left())
+        try:
+            _core.wait_epoch(self.store, self._seen, self.left())
+        except BaseException:
+            self._withdraw()
+            raise
 
     async def wait_async(self) -> None:
         """Do the same without blocking the event loop."""
         import asyncio
 
-        until = time.monotonic() + self.left()
-        while _core.epoch(self.store) == self._seen and time.monotonic() < until:
-            await asyncio.sleep(_PAUSE)
+        try:
+            until = time.monotonic() + self.left()
+            while _core.epoch(self.store) == self._seen and time.monotonic() < until:
+                await asyncio.sleep(_PAUSE)
+        except BaseException:
+            self._withdraw()
+            raise
 
 
 def _turn(name: str, factory: object, timeout: float | None) -> Turn:
@@ -193,7 +278,8 @@ def get_or_put(
     GetTimeoutError
         If another process is still computing the value after `timeout` seconds; the message names that process.
     RuntimeError
-        If the factory asks for its own name.
+        If the factory asks for its own name, or factories ask for each other's names without a timeout; the message
+        names them and their processes.
     Exception
         Whatever the factory or `put` raises; the name then stays unbound.
 

@@ -433,6 +433,147 @@ if __name__ == "__main__":
     )
 
 
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("form", ["blocking", "async"])
+def test_factories_of_processes_that_ask_for_each_other_get_one_error(count, form):
+    run(
+        f"""
+import asyncio, os, sys
+import pyray_ser
+
+pyray_ser.init()
+names = [f"value-{{i}}" for i in range({count})]
+begun = [os.pipe() for _ in names]
+
+def factory(i):
+    for _, writing in begun:
+        os.write(writing, b"x")
+    for _ in names:
+        os.read(begun[i][0], 1)
+    return pyray_ser.get_or_put(names[(i + 1) % {count}], lambda: "other") + "!"
+
+async def coroutine(i):
+    for _, writing in begun:
+        os.write(writing, b"x")
+    for _ in names:
+        os.read(begun[i][0], 1)
+    return await pyray_ser.get_or_put_async(names[(i + 1) % {count}], lambda: "other") + "!"
+
+children = []
+for i, name in enumerate(names):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if {form!r} == "blocking":
+                value = pyray_ser.get_or_put(name, lambda: factory(i))
+            else:
+                value = asyncio.run(pyray_ser.get_or_put_async(name, lambda: coroutine(i)))
+            assert value == "other" + "!" * ({count} - i), value
+        except RuntimeError as error:
+            text = str(error)
+            assert "would wait for itself" in text and str(os.getpid()) in text, text
+            assert all(repr(other) in text for other in names), text
+            assert text.count("which process") == {count} - 1, text
+            os._exit(3)
+        os._exit(0)
+    children.append(pid)
+codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+assert codes == [3] + [0] * ({count} - 1), codes
+store = pyray_ser.init()
+store.look()
+left = [entry[0] for entry in pyray_ser._core.names_of(store)]
+assert not [name for name in left if name.startswith("pyray_ser/")], left
+""",
+        timeout=100,
+    )
+
+
+def waits():
+    store = pyray_ser.init()
+    return [entry[0] for entry in pyray_ser._core.names_of(store) if entry[0].startswith("pyray_ser/waiting/")]
+
+
+def test_factories_of_threads_that_ask_for_each_other_get_one_error(name):
+    barrier, found = threading.Barrier(2), []
+
+    def computes(mine, other):
+        def factory():
+            barrier.wait()
+            return pyray_ser.get_or_put(other, lambda: "other")
+
+        try:
+            found.append(pyray_ser.get_or_put(mine, factory))
+        except RuntimeError as error:
+            found.append(type(error))
+
+    pairs = [(f"{name}-1", f"{name}-2"), (f"{name}-2", f"{name}-1")]
+    threads = [threading.Thread(target=computes, args=pair) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [RuntimeError, "other"]
+    assert not waits() and not claims()
+
+
+def test_a_killed_process_leaves_no_trace_of_its_wait():
+    run(
+        """
+import os, signal, time
+import pyray_ser
+
+store = pyray_ser.init()
+def waiting():
+    return [entry[0] for entry in pyray_ser._core.names_of(store) if entry[0].startswith("pyray_ser/waiting/")]
+reading, writing = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.read(reading, 1)
+    pyray_ser.get_or_put("outer", lambda: pyray_ser.get_or_put("inner", lambda: 1))
+    os._exit(0)
+def computes():
+    os.write(writing, b"x")
+    while not waiting():
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return 2
+assert pyray_ser.get_or_put("inner", computes) == 2
+# The end of the process must not look like a factory that still waits for "inner".
+assert pyray_ser.get_or_put("outer", lambda: pyray_ser.get_or_put("inner", lambda: 3)) == 2
+store.look()
+assert not waiting()
+""",
+        timeout=100,
+    )
+
+
+def test_a_timeout_in_a_factory_ends_before_factories_wait_for_each_other(name):
+    barrier, found = threading.Barrier(2), {}
+
+    def patient():
+        barrier.wait()
+        return pyray_ser.get_or_put(f"{name}-2", lambda: "other")
+
+    def impatient():
+        barrier.wait()
+        with pytest.raises(exc.GetTimeoutError):
+            pyray_ser.get_or_put(f"{name}-1", lambda: "other", timeout=0.5)
+        return "alone"
+
+    def computes(mine, factory):
+        found[mine] = pyray_ser.get_or_put(mine, factory)
+
+    pairs = [(f"{name}-1", patient), (f"{name}-2", impatient)]
+    threads = [threading.Thread(target=computes, args=pair) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(found.values()) == {"alone"}
+    assert not waits()
+
+
 @pytest.mark.heavy
 def test_random_kills_while_processes_compute(tmp_path):
     log = str(tmp_path / "log")
