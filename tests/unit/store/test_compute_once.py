@@ -494,7 +494,7 @@ def waits():
 
 
 def test_factories_of_threads_that_ask_for_each_other_get_one_error(name):
-    barrier, found = threading.Barrier(2), []
+    barrier, found = threading.Barrier(2), {}
 
     def computes(mine, other):
         def factory():
@@ -502,9 +502,9 @@ def test_factories_of_threads_that_ask_for_each_other_get_one_error(name):
             return pyray_ser.get_or_put(other, lambda: "other")
 
         try:
-            found.append(pyray_ser.get_or_put(mine, factory))
+            found[mine] = pyray_ser.get_or_put(mine, factory)
         except RuntimeError as error:
-            found.append(type(error))
+            found[mine] = type(error)
 
     pairs = [(f"{name}-1", f"{name}-2"), (f"{name}-2", f"{name}-1")]
     threads = [threading.Thread(target=computes, args=pair) for pair in pairs]
@@ -512,7 +512,7 @@ def test_factories_of_threads_that_ask_for_each_other_get_one_error(name):
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [RuntimeError, "other"]
+    assert found == {f"{name}-1": RuntimeError, f"{name}-2": "other"}
     assert not waits() and not claims()
 
 
