@@ -35,7 +35,7 @@ highlight_language = "text"
 
 # ---- API --------------------------------------------------------------------------------------------------------------
 
-# Integrations are documented without the packages they are for.
+# The build documents the integrations without installing the packages that they support.
 autodoc_mock_imports = ["dask", "distributed", "prometheus_client"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

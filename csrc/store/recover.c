@@ -47,7 +47,7 @@ int prs_rebuild(prs_store *s, prs_error *error)
 static void sweep(prs_store *s)
 {
     uint32_t epoch = prs_load_seqcst(&s->super->recount), swept = prs_load_relaxed(&s->super->swept);
-    /* unreached: death: a rebuild is under way */
+    /* unreached: death: a rebuild is in progress */
     /* unreached: uninjected: backing the tables fails */
     if (swept == epoch || (epoch & 1) || prs_tables_prefault(s) < 0)
         return;

@@ -155,7 +155,7 @@ struct prs_store {
     prs_window *windows;
     _Alignas(64) prs_spin shards[PRS_SHARDS];
     prs_magazine magazines[PRS_CLASSES];
-    prs_atomic_u64 pinned_slots; /* unpins in progress; after prs_close also pinned objects, and PRS_PINS_COUNTED */
+    prs_atomic_u64 pinned_slots; /* unpins in progress; prs_close adds PRS_PINS_COUNTED and all pinned slots */
 
     /* lifetime of the handle, see handle.c */
     uint32_t users, users_forks; /* calls and drafts in progress; the fork count when the first began */

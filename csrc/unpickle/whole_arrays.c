@@ -25,8 +25,8 @@ typedef struct {
     PyObject *dtype; /* borrowed from the memo, or NULL */
     PyObject *cls;   /* the class dtype, borrowed from the memo; if NULL, look it up by name and memoize both */
     bool made;       /* whether the opcodes create the dtype from its name; if so, we memoize it */
-    uint8_t sign;    /* the byte order if we must memoize it, 0 if a GET returned it */
-    uint8_t order;   /* the memory order if we must memoize it, 0 if a GET returned it */
+    uint8_t sign;    /* the byte order, if we must memoize it; 0 if it came from the memo */
+    uint8_t order;   /* the memory order, if we must memoize it; 0 if it came from the memo */
     bool fortran;
 } array_call;
 

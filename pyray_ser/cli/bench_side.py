@@ -119,7 +119,7 @@ class Bench:
         self._classes = {cls.__name__: make_class(cls) for cls in (Actor, AsyncActor, Client)}
 
     def actor(self, name: str, *arguments: Any) -> Any:
-        """Start an actor, which ends with the line."""
+        """Start an actor; `clean_up` kills it after the current line of the benchmark."""
         actor = self._classes[name].remote(*arguments)
         self.cleanups.append(lambda: self.library.kill(actor))
         return actor

@@ -122,7 +122,7 @@ class Way:
 
 
 def _groups(steps: list[Step]) -> list[tuple[int, list[Part]]]:
-    """Group steps that are described together; return the start of each group and its parts (any number)."""
+    """Group steps that are described together; return the start of each group and a list of its parts."""
     groups: list[tuple[int, list[Part]]] = []
     i = 0
     while i < len(steps):

@@ -332,7 +332,7 @@ def _add_constant(feeder: _Feeder, value: Any) -> None:
 
 
 def _add_global(feeder: _Feeder, value: Any, module: str) -> None:
-    """Add a value that the code in a module names."""
+    """Add the value of a global name that code in `module` uses."""
     ours = getattr(value, "__module__", None) == module
     inner = getattr(value, "__func__", getattr(value, "__wrapped__", None))
     if isinstance(value, type):

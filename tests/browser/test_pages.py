@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURES = sorted((ROOT / "docs" / "pictures").glob("*.svg"))
 SCREENSHOTS = ROOT / "build" / "screenshots"
 SITE = Path(os.environ.get("PYRAY_SER_SITE") or ROOT / "build" / "docs" / "html")
-# The path of axe.min.js, which finds problems of accessibility.
+# The path of axe.min.js, which finds accessibility problems.
 AXE = os.environ.get("PYRAY_SER_AXE")
 # Chromium fetches nothing, and its sandbox does not work for root.
 SWITCHES = [

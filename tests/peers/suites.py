@@ -3,7 +3,7 @@
     python tests/peers/suites.py [--sources FOLDER] [--timeout SECONDS] [SUITE ...]
 
 Suites of pools run with and without `install` in all of their processes. Suites of types run with `pickle`, with our
-pickler in its place, and with ``put`` and ``get`` in its place.  Tests that succeed in only one way run again together;
+pickler in its place, and with ``put`` and ``get`` in its place.  Tests that succeed in only one configuration run again together;
 a test counts as a difference only if it differs again.
 """
 
@@ -29,10 +29,10 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "peers"
 
-# The code that the interpreter runs first in each way: way -> text of sitecustomize.
+# Code that the interpreter runs at its start: name of the configuration -> text of sitecustomize.
 INSTALL = "import pyray_ser; pyray_ser.install({})\n"
 POOLS = {"without": "", "with": INSTALL.format(""), "with min_bytes=64": INSTALL.format("min_bytes=64")}
-# In this way a ".pth" file has the text of "with". Such a file runs earlier, while half of `sys.path` is still missing.
+# In this configuration a ".pth" file has the text of "with". Such a file runs earlier, while half of `sys.path` is still missing.
 PTH = "with, from a .pth"
 PICKLES = {
     "without": "",
@@ -181,7 +181,7 @@ class Run(NamedTuple):
 
 
 def run(suite: Suite, way: str, options: argparse.Namespace, only: list[str] | None = None) -> Run:
-    """Run a suite, or only some of its tests, in one of the ways."""
+    """Run a suite, or only some of its tests, in one of the configurations."""
     with tempfile.TemporaryDirectory(prefix="pyray_ser-peers-") as name:
         folder = Path(name)
         first = suite.ways[way]
@@ -255,7 +255,7 @@ def differing(without: Run, other: Run) -> list[str]:
 
 
 def compare(name: str, options: argparse.Namespace) -> int:
-    """Run a suite in each way, print the differences, and return their number."""
+    """Run a suite in each configuration, print the differences, and return their number."""
     suite = SUITES[name]
     missing = [module for module in suite.needs if not exists(module)]
     if missing:
