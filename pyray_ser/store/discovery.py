@@ -153,12 +153,16 @@ def _multiprocessing_parent() -> int:
 def _attach(pid: int, fd: int, ident: int, options: dict[str, Any]) -> _core.Store | None:
     """Attach to a store of another process; return None if that is impossible."""
     try:
-        return _core.attach_pid(
+        store = _core.attach_pid(
             pid, fd, ident, lock_timeout=options.get("lock_timeout", 0.0), flags=options.get("flags", 0)
         )
     except (OSError, ValueError):
         # The process has ended, or may not be examined: try the next candidate.
         return None
+    if store is not None and store.path is not None:
+        # When the interpreter ends, this module removes the file if this process is then the last client.
+        from . import named_stores  # noqa: F401
+    return store
 
 
 def _inherited(options: dict[str, Any]) -> _core.Store | None:

@@ -102,9 +102,9 @@ cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t c
             prs_release(handle)
         return known
     cdef Store store = Store.__new__(Store)
-    store.path = path
     store.spill_form = form
     store.opened(handle)
+    store.path = path_of_file(store) if how == 2 else path
     if prs_shrunk_from(handle):
         warn_of_shrunk_store(prs_shrunk_from(handle), prs_capacity(handle))
     if not tables_only:
@@ -114,6 +114,22 @@ cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t c
             store.close()
             raise
     return store
+
+
+cdef object path_of_file(Store store):
+    # If this process is the last client, it must know which file to remove. The file was created without a name, so the
+    # kernel tells only its directory.
+    import os
+
+    fd = store.locator[2]
+    try:
+        file = os.fstat(fd)
+        if file.st_nlink == 0:
+            return None  # a memfd, or a file that was removed
+        with os.scandir(os.path.dirname(os.readlink(f"/proc/self/fd/{fd}"))) as entries:
+            return next((entry.path for entry in entries if entry.inode() == file.st_ino), None)
+    except OSError:
+        return None
 
 
 cdef bytes path_bytes(object path):
