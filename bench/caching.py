@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -23,8 +24,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy
+from measuring import timing
+from measuring.memory import pss
+from measuring.timing import Loop, interleaved, typical
 
 import pyray_ser
 
@@ -95,10 +102,6 @@ def caches(stack: ExitStack) -> dict[str, Callable[[int], numpy.ndarray]]:
     return found
 
 
-def quartile(times: list[float]) -> float:
-    return sorted(times)[len(times) // 4]
-
-
 def print_rows(title: str, rows: dict[str, float], unit: str, factor: float) -> None:
     print(title)
     best = min(rows.values())
@@ -109,29 +112,19 @@ def print_rows(title: str, rows: dict[str, float], unit: str, factor: float) -> 
 def hit(rounds: int) -> None:
     with ExitStack() as stack:
         found = caches(stack)
-        times: dict[str, list[float]] = {name: [] for name in found}
         for call in found.values():
             assert call(1)[-1] == call(1)[-1] == 1
-        for _ in range(rounds):
-            for name, call in found.items():
-                count = 20_000 if name in ("pyray_ser.cached", "functools.lru_cache") else 3
-                began = time.perf_counter()
-                for _ in range(count):
-                    call(1)
-                times[name].append((time.perf_counter() - began) / count)
-    print_rows("hit: a result of 100 MB", {name: quartile(list_) for name, list_ in times.items()}, "us", 1e6)
+        times = interleaved(rounds, {name: Loop("call(1)", {"call": call}) for name, call in found.items()})
+    print_rows("hit: a result of 100 MB", {name: typical(taken) for name, taken in times.items()}, "us", 1e6)
 
 
 def miss(rounds: int) -> None:
     with ExitStack() as stack:
-        found = caches(stack)
-        times: dict[str, list[float]] = {name: [] for name in [*found, "the function alone"]}
-        for round_ in range(rounds):
-            for name, call in {**found, "the function alone": make}.items():
-                began = time.perf_counter()
-                call(100 + round_)
-                times[name].append(time.perf_counter() - began)
-    print_rows("miss: compute and keep 100 MB", {name: quartile(list_) for name, list_ in times.items()}, "ms", 1e3)
+        found = {**caches(stack), "the function alone": make}
+        numbers = itertools.count(100)
+        rows = {name: timing.once(lambda call=call: call(next(numbers))) for name, call in found.items()}
+        times = interleaved(rounds, rows)
+    print_rows("miss: compute and keep 100 MB", {name: typical(taken) for name, taken in times.items()}, "ms", 1e3)
 
 
 def _reader(name: str, connection) -> None:
@@ -141,9 +134,7 @@ def _reader(name: str, connection) -> None:
         assert array.sum() == ELEMENTS
         connection.send("read")
         connection.recv()
-        with open("/proc/self/smaps_rollup") as file:
-            lines = dict(line.split(":") for line in file if ":" in line and "-" not in line.split(":")[0])
-        connection.send(int(lines["Pss"].split()[0]) << 10)
+        connection.send(pss())
         connection.recv()
 
 
@@ -213,7 +204,7 @@ def once(rounds: int, processes: int = 64, elements: int = 25_000_000) -> None:
         pyray_ser.free(pyray_ser.names()["once"])
     print(f"once: {processes} processes, one result of {elements * 8 // 10**6} MB, the factory ran once")
     print(
-        f"  the last process had it {quartile(delays) * 1e3:.1f} ms after the first one (worst {max(delays) * 1e3:.1f} ms)"
+        f"  the last process had it {typical(delays) * 1e3:.1f} ms after the first one (worst {max(delays) * 1e3:.1f} ms)"
     )
 
 

@@ -4,7 +4,7 @@
     python bench/tasks.py            everything, about a minute
     python bench/tasks.py --quick    fewer rounds and 20 MB instead of 100
 
-Each line shows the limit, the measured figure (the median of the rounds' ratios), and the times.
+Each line shows the measured figure (the median of the rounds' ratios), its limit, and the medians of the times.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
+from measuring.claim import Claim, at_least, at_most, table
+from measuring.timing import Loop, Round, interleaved, median, median_ratio, once
 
 import pyray_ser as ray
 
@@ -43,33 +43,21 @@ class Actor:
         pass
 
 
-def seconds(call, times: int) -> float:
-    began = perf_counter()
-    for _ in range(times):
-        call()
-    return (perf_counter() - began) / times
-
-
-def compare(ours, theirs, rounds: int, times: int) -> tuple[float, float, float]:
-    """Return the median ratio ours / theirs of interleaved rounds, and both medians."""
-    ours(), theirs()
-    pairs = [(seconds(ours, times), seconds(theirs, times)) for _ in range(rounds)]
-    return median(a / b for a, b in pairs), median(a for a, _ in pairs), median(b for _, b in pairs)
-
-
-def show(what: str, promise: str, ratio: float, kept: bool, ours: float, theirs: float) -> bool:
-    print(
-        f"{'kept' if kept else 'NOT '}  {what:58s} {promise:>8s}  {ratio:8.2f}   {ours * 1e6:10.0f} us  {theirs * 1e6:10.0f} us"
-    )
-    return kept
+def compare(what: str, ours: Round, theirs: Round, rounds: int, limit: float, *, inverse: bool = False) -> Claim:
+    """Return the claim that ours / theirs is at most `limit` or, if `inverse`, that theirs / ours is at least `limit`."""
+    times = interleaved(rounds, {"ours": ours, "theirs": theirs})
+    note = " and ".join(f"{median(times[side]) * 1e6:,.0f} us" for side in ("ours", "theirs"))
+    if inverse:
+        return at_least("tasks", what, median_ratio(times["theirs"], times["ours"]), limit, "x", note=note)
+    return at_most("tasks", what, median_ratio(times["ours"], times["theirs"]), limit, "x", note=note)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    rounds, times, size = (5, 100, 2_500_000) if quick else (15, 300, 12_500_000)
-    kept = []
+    rounds, seconds, size = (5, 0.01, 2_500_000) if quick else (15, 0.03, 12_500_000)
+    claims = []
     task, actor = ray.remote(nothing), Actor.remote()
     back = ray.remote(same)
     context = multiprocessing.get_context("fork")
@@ -94,13 +82,12 @@ def main() -> int:
         def submitted():
             return executor.submit(nothing).result()
 
-        print(f"{'':4s}  {'':58s} {'promised':>8s}  {'ratio':>8s}   {'ours':>13s}  {'theirs':>13s}")
-        ratio, *both = compare(a_task, submitted, rounds, times)
-        kept.append(show("no-op task / ProcessPoolExecutor", "<= 1.2", ratio, ratio <= 1.2, *both))
-        ratio, *both = compare(a_call, an_echo, rounds, times)
-        kept.append(show("no-op actor call / Pipe echo", "<= 3", ratio, ratio <= 3, *both))
-        ratio, *both = compare(a_call, submitted, rounds, times)
-        kept.append(show("no-op actor call / ProcessPoolExecutor", "<= 0.5", ratio, ratio <= 0.5, *both))
+        a_task, a_call, an_echo, submitted = (
+            Loop("call()", {"call": call}, seconds=seconds) for call in (a_task, a_call, an_echo, submitted)
+        )
+        claims.append(compare("no-op task / ProcessPoolExecutor", a_task, submitted, rounds, 1.2))
+        claims.append(compare("no-op actor call / Pipe echo", a_call, an_echo, rounds, 3))
+        claims.append(compare("no-op actor call / ProcessPoolExecutor", a_call, submitted, rounds, 0.5))
 
         array = np.ones(size)
         stored = ray.put(array)
@@ -124,32 +111,18 @@ def main() -> int:
 
             for name, ours in (("stored", through_store), ("given", copied_once)):
                 for other, what in ((untouched, "ProcessPoolExecutor"), (pooled, "Pool")):
-                    ratio, *both = compare(ours, other, few, 1)
-                    kept.append(
-                        show(
-                            f"{megabytes} MB there and back, array {name}: {what} / ours",
-                            ">= 20",
-                            1 / ratio,
-                            1 / ratio >= 20,
-                            *both,
-                        )
-                    )
+                    text = f"{megabytes} MB there and back, array {name}: {what} / ours"
+                    claims.append(compare(text, once(ours), once(other), few, 20, inverse=True))
             with ray.install(max_in_flight=1 << 40), ProcessPoolExecutor(1, mp_context=context) as installed:
                 installed.submit(nothing).result()
-                ratio, *both = compare(lambda: installed.submit(same, array).result(), untouched, few, 1)
-                kept.append(
-                    show(
-                        f"{megabytes} MB there and back, installed: untouched / ours",
-                        ">= 20",
-                        1 / ratio,
-                        1 / ratio >= 20,
-                        *both,
-                    )
-                )
+                text = f"{megabytes} MB there and back, installed: untouched / ours"
+                ours = once(lambda: installed.submit(same, array).result())
+                claims.append(compare(text, ours, once(untouched), few, 20, inverse=True))
         echoing.kill()
         echoing.join()
     ray.shutdown()
-    return 0 if all(kept) else 1
+    print(table(claims))
+    return 0 if all(claim.passed for claim in claims) else 1
 
 
 if __name__ == "__main__":

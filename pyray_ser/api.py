@@ -246,7 +246,7 @@ def names(prefix: str = "", *, details: bool = False) -> dict[str, Any]:
     dict of str to ObjectRef or NamedObject
         In no particular order. A `NamedObject` is a tuple of ``ref``, ``version``, ``time`` at which the name was bound,
         in seconds since the epoch, and ``ephemeral``. ``free(names()[name])`` frees a named object in all processes;
-        `delete` only takes its name away.
+        `delete` removes only its name.
 
     Examples
     --------

@@ -5,7 +5,7 @@
 #include "interp.h"
 
 /* Return the PickleBuffer of a contiguous array or, for Fortran order, of its transpose. Return NULL with an exception
- * on failure, also if the array does not support buffers. */
+ * on failure, including if the array does not support buffers. */
 PyObject *prp_array_picklebuffer(PyObject *array);
 /* Return whether `exporter` is such an exporter and its array now uses different memory. */
 bool prp_array_buffer_moved(PyObject *exporter);

@@ -359,7 +359,7 @@ void prp_put_error(PyObject *error, PyObject *path)
             (void)PRP_FOREIGN(PyObject_SetAttrString(error, "args", replaced));
         Py_XDECREF(longer);
         Py_XDECREF(replaced);
-    } else if (prp_forgive_refusal() == 0) { /* add a note, also if reading `args` raised */
+    } else if (prp_forgive_refusal() == 0) { /* add a note even if reading `args` raised */
         PyObject *note = PyUnicode_FromFormat("at %U of the object being put", path);
         PyObject *done = note ? PRP_FOREIGN(PyObject_CallMethod(error, "add_note", "O", note)) : NULL;
         Py_XDECREF(done);

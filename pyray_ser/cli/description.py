@@ -364,7 +364,7 @@ _CLASSES = ("cloudpickle.cloudpickle:_make_skeleton_class", "cloudpickle.cloudpi
 
 def describe(stream: bytes, sizes: list[int]) -> tuple[str | None, dict[int, str]]:
     """
-    Return what a stream makes.
+    Describe the object that a stream makes.
 
     Parameters
     ----------
@@ -376,8 +376,8 @@ def describe(stream: bytes, sizes: list[int]) -> tuple[str | None, dict[int, str
     Returns
     -------
     tuple of (str or None, dict of int to str)
-        A short text such as ``float64[1000000, 8]`` or ``dict of 12``, None if nothing is known. For each buffer that
-        is an argument of a call, what the call makes.
+        A short text such as ``float64[1000000, 8]`` or ``dict of 12``, None if nothing is known. A text for each
+        buffer that is an argument of a call: the object that the call makes.
     """
     walk = _Walk(stream, sizes)
     note = walk.run()

@@ -24,7 +24,7 @@ class Peer:
 
     def __init__(self, take: tuple[int, int] | None = None) -> None:
         ends = [end.detach() for end in socket.socketpair()] + [*os.pipe()]
-        # Use high descriptor numbers first, and higher ones for a peer that takes over the numbers of another one.
+        # Move the ends to high descriptor numbers, so that a second peer can take over the numbers of the first.
         numbers = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 200 if take is None else 300) for end in ends]
         for end in ends:
             os.close(end)

@@ -19,16 +19,16 @@ import pyray_ser as ray
 from pyray_ser.exceptions import ObjectLostError, TaskError, WorkerDiedError
 
 HERE = os.path.dirname(ray.__file__)
-# Where a process writes down when it dies.
+# The file into which a process writes the time at which it dies.
 DEATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "death")
 
 class Killer:
     # Trace function: ends the process at the n-th line of the package.
     def __init__(self, n):
         self.n = n
-        # What is forked has the same trace function, and is not meant.
+        # Forked processes inherit the trace function, but must not be killed.
         self.pid = os.getpid()
-        # Several threads count.
+        # Several threads count lines.
         self.lines = itertools.count(1)
     def __call__(self, frame, event, arg):
         if os.getpid() != self.pid or not frame.f_code.co_filename.startswith(HERE):

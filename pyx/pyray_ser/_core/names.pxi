@@ -103,7 +103,7 @@ def use_name(Store store not None, bytes encoded not None, uint32_t max_age=0xFF
 
 
 def count_name(Store store not None, bytes encoded not None, uint32_t uses, uint64_t note):
-    """Add to the numbers of uses and to the note of a name; return whether an object has the name."""
+    """Add `uses` to the use count of a name, and `note` to its note; return whether an object has the name."""
     cdef int status
     cdef const char *text = encoded
     cdef size_t length = PyBytes_GET_SIZE(encoded)
@@ -124,7 +124,7 @@ def count_name(Store store not None, bytes encoded not None, uint32_t uses, uint
 
 def unbind_name(Store store not None, name, ObjectRef only=None):
     """
-    Take a name away from its object, or only from the object `only`.
+    Remove a name from its object; with `only`, do this only if the object is `only`.
 
     Returns
     -------

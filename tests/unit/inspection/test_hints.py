@@ -94,7 +94,7 @@ def test_a_path_of_another_store_is_not_taken_for_it(tmp_path):
         done = subprocess.run([sys.executable, "-P", "-c", code], env=os.environ | {"PYRAY_SER_STORE": hint},
                               capture_output=True, text=True, check=True)
         assert int(done.stdout) != store.id
-        # A symbolic link to the right store, either.
+        # A symbolic link to the right store is not accepted either.
         os.symlink(path, path + "-link")
         hint = f"{store.id:016x}:1:1:1:{path}-link"
         done = subprocess.run([sys.executable, "-P", "-c", code], env=os.environ | {"PYRAY_SER_STORE": hint},

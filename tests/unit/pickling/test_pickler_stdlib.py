@@ -101,8 +101,8 @@ class _RaisesContext(type(unittest.TestCase().assertRaises(Exception))):
 class _OwnWords:
     """Compare only the class of an exception.
 
-    From Python 3.14 on, tests of objects that cannot be pickled also compare the wording of messages and notes. Our
-    notes differ, because one of them has the path to the object.
+    From Python 3.14 on, tests of objects that cannot be pickled also compare the wording of messages and notes. The
+    notes of our pickler differ: one of them contains the path to the object.
     """
 
     def assertRaises(self, *args, **kwargs):
