@@ -35,26 +35,32 @@ def enable(client: distributed.Client) -> None:
     >>> with distributed.Client(n_workers=4) as client:
     ...     pyray_ser.distributed.enable(client)
     """
-    from .plugin import SharingPlugin
+    from .plugin import enable_cluster
+    from .private_names import run_in
 
-    return client.register_plugin(SharingPlugin())  # type: ignore[no-any-return]
+    return run_in(client, enable_cluster, client)  # type: ignore[no-any-return]
 
 
-async def dask_setup(worker: Any) -> None:
+async def dask_setup(node: Any) -> None:
     """
-    Let a worker share large values. Dask calls this for ``--preload pyray_ser.distributed``.
+    Let a worker share large values, or a scheduler keep track of references.
+
+    Dask calls this for ``--preload pyray_ser.distributed``.
 
     Parameters
     ----------
-    worker : distributed.Worker
+    node : distributed.Worker or distributed.Scheduler
 
     Examples
     --------
     >>> dask.config.set({"distributed.worker.preload": ["pyray_ser.distributed"]})
     """
-    from distributed import Worker
+    from distributed import Scheduler, Worker
 
+    from .holders import HoldersPlugin
     from .plugin import NAME, SharingPlugin
 
-    if isinstance(worker, Worker):
-        await worker.plugin_add(SharingPlugin(), name=NAME)
+    if isinstance(node, Worker):
+        await node.plugin_add(SharingPlugin(), name=NAME)
+    elif isinstance(node, Scheduler):
+        await node.register_scheduler_plugin(HoldersPlugin(), idempotent=True)

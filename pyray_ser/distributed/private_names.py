@@ -17,12 +17,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OLDEST",
+    "ask_scheduler",
+    "ask_workers",
+    "begin_scope",
+    "clear_message_logs",
+    "clients_of",
     "close_idle_connections",
     "closed_reply",
     "comm_classes",
     "current_client",
     "current_worker",
+    "end_scope",
     "get_data_with",
+    "has_spilled",
+    "keep_running",
     "peer_info",
     "problems",
     "receive_bytes",
@@ -34,6 +42,7 @@ __all__ = [
     "store_bytes",
     "success",
     "version",
+    "workers_that_report",
 ]
 
 OLDEST = (2025, 1)
@@ -46,6 +55,8 @@ SIGNATURES = {
     "distributed.core:ConnectionPool.connect": "self addr timeout",
     "distributed.core:ConnectionPool.reuse": "self addr comm",
     "distributed.worker_state_machine:GatherDepSuccessEvent": "stimulus_id worker total_nbytes data",
+    "distributed.protocol.pickle:dumps": "x * buffer_callback protocol",
+    "distributed.scheduler:Scheduler.broadcast": "self * msg workers hosts nanny serializers on_error",
     "distributed.utils:offload": "func / *args **kwargs",
 }
 # Classes and the attributes that this package reads or sets.
@@ -234,6 +245,83 @@ async def reports(node: Any, name: str) -> dict[str, str | None]:
     return {address: info["metrics"].get(name) for address, info in workers.items()}
 
 
+def clear_message_logs(scheduler: Any) -> None:
+    """Empty the logs in which a scheduler keeps its last messages to each worker, and all references in them."""
+    for comm in scheduler.stream_comms.values():
+        comm.recent_message_log.clear()
+
+
+def workers_that_report(scheduler: Any, name: str) -> tuple[list[str], list[str]]:
+    """Return the addresses of the workers that have reported a value, and of the others."""
+    known: tuple[list[str], list[str]] = ([], [])
+    for address, state in scheduler.workers.items():
+        known[name not in state.metrics].append(address)
+    return known
+
+
+def clients_of(scheduler: Any) -> list[str]:
+    """Return the identities of the clients that are connected and run outside of workers."""
+    # Dask gives the tasks of `fire_and_forget` to a client that does not exist.
+    return [one for one in scheduler.clients if one != "fire-and-forget" and not one.startswith("Client-worker-")]
+
+
+async def ask_workers(scheduler: Any, workers: list[str], name: str, **arguments: Any) -> dict[str, Any]:
+    """Send a request to workers; return their answers by address. The answer of a worker that fails is its error."""
+    message = {"op": name, **arguments}
+    found: dict[str, Any] = await scheduler.broadcast(msg=message, workers=workers, on_error="return")
+    return found
+
+
+async def ask_scheduler(node: Any, name: str, **arguments: Any) -> Any:
+    """Send a request to the scheduler of a worker or client, and return the answer."""
+    return await getattr(node.scheduler, name)(**arguments)
+
+
+# ---- pickling ---------------------------------------------------------------------------------------------------------
+
+_scopes = 0
+_dumps: Any = None
+
+
+def begin_scope(scope: Any) -> None:
+    """Make a scope of `pyray_ser` the current one while Dask pickles, unless the program has entered a scope."""
+    global _scopes, _dumps
+    _scopes += 1
+    if _scopes > 1:
+        return
+    from functools import wraps
+
+    from ..store.scopes import _current
+
+    plain = _dumps = _find("distributed.protocol.pickle:dumps")
+
+    @wraps(plain)
+    def dumps(*args: Any, **options: Any) -> Any:
+        if _current.get() is not None:
+            return plain(*args, **options)
+        mark = _current.set(scope)
+        try:
+            return plain(*args, **options)
+        finally:
+            _current.reset(mark)
+
+    _set_dumps(dumps)
+
+
+def end_scope() -> None:
+    """Undo one call of `begin_scope`."""
+    global _scopes
+    _scopes -= 1
+    if not _scopes:
+        _set_dumps(_dumps)
+
+
+def _set_dumps(function: Any) -> None:
+    for name in ("distributed.protocol.pickle", "distributed.client"):
+        module: Any = importlib.import_module(name)
+        module.dumps = function
+
+
 # ---- clients ----------------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +342,16 @@ def current_worker() -> Any:
 def run_in(client: Any, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     """Run a coroutine function in the loop of a client; return its result, or an awaitable in an asynchronous client."""
     return client.sync(function, *args)
+
+
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def keep_running(coroutine: Any) -> None:
+    """Run a coroutine in the current loop, which itself keeps only weak references to tasks."""
+    task = asyncio.ensure_future(coroutine)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
 
 
 # ---- values and messages of a worker ----------------------------------------------------------------------------------
@@ -297,6 +395,11 @@ def store_bytes(worker: Any, key: Any) -> int:
     """Return the size of a worker's result in bytes, or 0 if it is unknown."""
     task = worker.state.tasks.get(key)
     return (task.nbytes or 0) if task is not None else 0
+
+
+def has_spilled(worker: Any) -> bool:
+    """Return whether some values of a worker are on disk."""
+    return bool(getattr(worker.data, "slow", None))
 
 
 def success(address: str, total_nbytes: int, data: dict[Any, Any]) -> Any:

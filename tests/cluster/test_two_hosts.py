@@ -246,6 +246,93 @@ def test_objects_are_located_prefetched_and_broadcast():
 
 
 @pytest.mark.heavy
+def test_an_object_lives_as_long_as_some_process_holds_a_reference():
+    run_on_hosts("""
+        from distributed import get_worker
+
+        os.environ["DASK_PYRAY_SER__RELEASE_AFTER"] = "3s"
+        dask.config.set({"pyray-ser.release-after": "3s"})
+
+        def store(n):
+            return pyray_ser.put(np.arange(n, dtype="f8"))
+
+        def store_nested(n):
+            return pyray_ser.put({"inner": pyray_ser.put(np.arange(n, dtype="f8"))})
+
+        def read(ref, _=None):
+            return float(pyray_ser.get(ref).sum())
+
+        def keep_inner(outer):
+            get_worker().kept = pyray_ser.get(outer)["inner"]
+
+        def read_kept(_):
+            return read(get_worker().kept)
+
+        def drop(dask_worker):
+            dask_worker.kept = None
+
+        def slow(seconds):
+            time.sleep(seconds)
+
+        def used():
+            pyray_ser.init().look()  # for processes that were killed
+            return pyray_ser.stats()["used"]
+
+        with Hosts(2) as (left, right):
+            scheduler = start_scheduler(left)
+            for host in (left, right):
+                start_workers(host, scheduler, 2, "--preload", "pyray_ser.distributed")
+            with Client(scheduler, timeout=60) as client:
+                here, there = workers_of(client, 4, left, right)
+                pyray_ser.distributed.enable(client)
+
+                def left_has(count):
+                    # The agent of a host has a small object, too.
+                    return lambda: client.run(used, workers=here[:1])[here[0]] // 320_000 == count
+
+                # This client is on a host without a store.
+                expected = float(np.arange(40_000.0).sum())
+                ref = client.submit(store, 40_000, workers=here[:1]).result()
+                time.sleep(12)
+                assert client.submit(read, ref, workers=there[:1]).result() == expected
+                # A task in the graph of the scheduler holds a reference.
+                wait_for = client.submit(slow, 10, workers=there[1:])
+                late = client.submit(read, ref, wait_for, workers=there[:1], pure=False)
+                del ref
+                assert late.result() == expected
+                del late, wait_for
+                until(left_has(0), 60)
+                # An object that was part of another one, which is gone.
+                outer = client.submit(store_nested, 40_000, workers=here[:1]).result()
+                client.submit(keep_inner, outer, workers=there[:1]).result()
+                del outer
+                time.sleep(12)
+                assert client.submit(read_kept, 1, workers=there[:1]).result() == expected
+                # The agent may die.
+                pids = client.run(os.getpid, workers=here)
+                left.run("kill", "-KILL", str(pids[here[1]]))
+                time.sleep(8)
+                assert client.submit(read_kept, 2, workers=there[:1]).result() == expected
+                client.run(drop, workers=there[:1])
+                here, there = workers_of(client, 4, left, right)
+                until(left_has(0), 60)
+                # A process that was killed, and all processes of a host.
+                for victims in (1, 2):
+                    here, there = workers_of(client, 4, left, right)
+                    outer = client.submit(store_nested, 40_000, workers=here[:1]).result()
+                    client.gather([client.submit(keep_inner, outer, workers=[one], pure=False) for one in there[:victims]])
+                    del outer
+                    time.sleep(8)
+                    assert left_has(1)()
+                    if victims == 1:
+                        right.run("kill", "-KILL", str(client.run(os.getpid, workers=there[:1])[there[0]]))
+                    else:
+                        right.run("sh", "-c", "kill -KILL -1")
+                    until(left_has(0), 60)
+    """)
+
+
+@pytest.mark.heavy
 def test_a_killed_receiver_of_a_reference_does_not_stop_the_others():
     run_on_hosts("""
         def store(n):
