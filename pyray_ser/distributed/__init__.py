@@ -43,24 +43,27 @@ def enable(client: distributed.Client) -> None:
 
 async def dask_setup(node: Any) -> None:
     """
-    Let a worker share large values, or a scheduler keep track of references.
+    Let a worker share large values, a scheduler keep track of references, or a nanny measure memory without the store.
 
-    Dask calls this for ``--preload pyray_ser.distributed``.
+    Dask calls this for ``--preload pyray_ser.distributed`` and ``--preload-nanny pyray_ser.distributed``.
 
     Parameters
     ----------
-    node : distributed.Worker or distributed.Scheduler
+    node : distributed.Worker, distributed.Scheduler or distributed.Nanny
 
     Examples
     --------
     >>> dask.config.set({"distributed.worker.preload": ["pyray_ser.distributed"]})
     """
-    from distributed import Scheduler, Worker
+    from distributed import Nanny, Scheduler, Worker
 
     from .holders import HoldersPlugin
+    from .memory import MemoryPlugin
     from .plugin import NAME, SharingPlugin
 
     if isinstance(node, Worker):
         await node.plugin_add(SharingPlugin(), name=NAME)
     elif isinstance(node, Scheduler):
         await node.register_scheduler_plugin(HoldersPlugin(), idempotent=True)
+    elif isinstance(node, Nanny):
+        MemoryPlugin().setup(node)

@@ -9,6 +9,7 @@ import distributed
 from .. import _core, _log, api
 from . import private_names, settings
 from .holders import HoldersPlugin, begin_reports
+from .memory import MemoryPlugin
 from .sharing import Sharing
 
 __all__ = ["NAME", "SharingPlugin", "enable_cluster"]
@@ -92,6 +93,7 @@ async def enable_cluster(client: Any) -> None:
     client : distributed.Client
     """
     await client.register_plugin(SharingPlugin())
+    await client.register_plugin(MemoryPlugin())
     problems = private_names.problems()
     if problems:
         return  # the workers warn

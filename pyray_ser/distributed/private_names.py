@@ -31,6 +31,8 @@ __all__ = [
     "get_data_with",
     "has_spilled",
     "keep_running",
+    "measure_in_nanny",
+    "measure_in_worker",
     "peer_info",
     "problems",
     "receive_bytes",
@@ -57,6 +59,8 @@ SIGNATURES = {
     "distributed.worker_state_machine:GatherDepSuccessEvent": "stimulus_id worker total_nbytes data",
     "distributed.protocol.pickle:dumps": "x * buffer_callback protocol",
     "distributed.scheduler:Scheduler.broadcast": "self * msg workers hosts nanny serializers on_error",
+    "distributed.system_monitor:SystemMonitor.get_process_memory": "self",
+    "distributed.worker_memory:NannyMemoryManager.memory_monitor": "self nanny",
     "distributed.utils:offload": "func / *args **kwargs",
 }
 # Classes and the attributes that this package reads or sets.
@@ -400,6 +404,39 @@ def store_bytes(worker: Any, key: Any) -> int:
 def has_spilled(worker: Any) -> bool:
     """Return whether some values of a worker are on disk."""
     return bool(getattr(worker.data, "slow", None))
+
+
+def measure_in_worker(worker: Any, function: Callable[[], int] | None) -> None:
+    """Make a function return the memory of a worker, with which it decides whether to spill or pause; None undoes this."""
+    if function is None:
+        vars(worker.monitor).pop("get_process_memory", None)
+    else:
+        worker.monitor.get_process_memory = function
+
+
+def measure_in_nanny(nanny: Any, function: Callable[[int], int | None] | None) -> None:
+    """
+    Make a nanny restart a worker only if a function finds that its memory exceeds the limit.
+
+    Parameters
+    ----------
+    nanny : distributed.Nanny
+    function : callable or None
+        Returns the memory of a process in bytes, given its PID. None undoes an earlier call.
+    """
+    manager = nanny.memory_manager
+    callback = nanny.periodic_callbacks.get("memory_monitor")
+    if callback is None:
+        return  # there is no limit
+
+    def check() -> None:
+        process = nanny.process.process if nanny.process is not None else None
+        memory = None if function is None or process is None or process.pid is None else function(process.pid)
+        # Dask's own figure includes shared memory, so it also exceeds the limit.
+        if function is None or (memory or 0) / manager.memory_limit > manager.memory_terminate_fraction:
+            manager.memory_monitor(nanny)
+
+    callback.callback = check
 
 
 def success(address: str, total_nbytes: int, data: dict[Any, Any]) -> Any:

@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import _log
-from . import handshake, private_names
+from . import handshake, memory, private_names
 from .handle import Handle, Unopened, closed_handles, is_copied_faithfully, put_value, watchable
 from .holders import Agent
 from .pulls import Pulls
@@ -62,6 +62,7 @@ class Sharing:
         self.pulls.begin()
         self.references.begin()
         self.agent.begin()
+        memory.measure(self.worker, self.store)
         self.worker.handlers["get_data"] = self.get_data
         self.worker.gather_dep = self.gather_dep
         private_names.close_idle_connections(self.worker)
@@ -71,6 +72,7 @@ class Sharing:
         self.worker.handlers["get_data"] = self._plain_get_data
         self.worker.gather_dep = self._plain_gather_dep
         handshake.end()
+        memory.end_measure(self.worker)
         self.agent.end()
         self.references.end()
         self.pulls.end()
