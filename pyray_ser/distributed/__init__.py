@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .copies import broadcast, locations, prefetch
+
 if TYPE_CHECKING:
     import distributed
 
-__all__ = ["dask_setup", "enable"]
+__all__ = ["broadcast", "dask_setup", "enable", "locations", "prefetch"]
 
 
 def enable(client: distributed.Client) -> None:
@@ -33,26 +35,35 @@ def enable(client: distributed.Client) -> None:
     >>> with distributed.Client(n_workers=4) as client:
     ...     pyray_ser.distributed.enable(client)
     """
-    from .plugin import SharingPlugin
+    from .plugin import enable_cluster
+    from .private_names import run_in
 
-    return client.register_plugin(SharingPlugin())  # type: ignore[no-any-return]
+    return run_in(client, enable_cluster, client)  # type: ignore[no-any-return]
 
 
-async def dask_setup(worker: Any) -> None:
+async def dask_setup(node: Any) -> None:
     """
-    Let a worker share large values. Dask calls this for ``--preload pyray_ser.distributed``.
+    Let a worker share large values, a scheduler keep track of references, or a nanny measure memory without the store.
+
+    Dask calls this for ``--preload pyray_ser.distributed`` and ``--preload-nanny pyray_ser.distributed``.
 
     Parameters
     ----------
-    worker : distributed.Worker
+    node : distributed.Worker, distributed.Scheduler or distributed.Nanny
 
     Examples
     --------
     >>> dask.config.set({"distributed.worker.preload": ["pyray_ser.distributed"]})
     """
-    from distributed import Worker
+    from distributed import Nanny, Scheduler, Worker
 
+    from .holders import HoldersPlugin
+    from .memory import MemoryPlugin
     from .plugin import NAME, SharingPlugin
 
-    if isinstance(worker, Worker):
-        await worker.plugin_add(SharingPlugin(), name=NAME)
+    if isinstance(node, Worker):
+        await node.plugin_add(SharingPlugin(), name=NAME)
+    elif isinstance(node, Scheduler):
+        await node.register_scheduler_plugin(HoldersPlugin(), idempotent=True)
+    elif isinstance(node, Nanny):
+        MemoryPlugin().setup(node)

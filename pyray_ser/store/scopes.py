@@ -20,7 +20,16 @@ __all__ = ["Scope", "forget", "hold", "release", "scope"]
 
 
 class Scope:
-    """The tokens that are acquired while this scope is the current one. The function `scope` makes instances."""
+    """
+    The tokens that are acquired while this scope is the current one. The function `scope` makes instances.
+
+    Attributes
+    ----------
+    note : int
+        What `Store.flights` shows for these tokens.
+    """
+
+    note = 0
 
     def __init__(self) -> None:
         # Identity of an object -> its sticky token. One token per object is enough, even if its reference is pickled
@@ -148,7 +157,7 @@ def hold(ref: _core.ObjectRef[Any], kind: int, node: bytes) -> bytes:
     identity = ref.binary()
     if kind == 2 and holder.has(identity):
         return ref.travel(0, node)[0]
-    blob, token = ref.travel(kind, node)
+    blob, token = ref.travel(kind, node, holder.note)
     # Tokens of messages are listed only inside a scope, because outside of a scope the list would grow without limit.
     if kind == 2 or holder is not _outermost:
         holder.add(ref.store_id, identity, token, kind == 2)

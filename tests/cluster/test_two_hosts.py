@@ -187,6 +187,151 @@ def test_references_are_read_on_other_hosts():
     """)
 
 
+def test_objects_are_located_prefetched_and_broadcast():
+    run_on_hosts("""
+        from distributed import get_worker
+        from pyray_ser.distributed import broadcast, locations, prefetch
+
+        def store(n):
+            return pyray_ser.put(np.arange(n, dtype="f8"))
+
+        def free(refs):
+            for ref in refs:
+                pyray_ser.free(ref)
+
+        def read_after_prefetch(refs):
+            prefetch([*refs, pyray_ser.put(1)])
+            end = time.monotonic() + 60
+            while any(ref.state != "sealed" for ref in refs):  # nothing here asks for the values
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            return [float(pyray_ser.get(ref, timeout=0).sum()) for ref in refs]
+
+        def locate(ref):
+            return locations(ref)
+
+        # A tree of four hosts: the first one sends the object to two, and one of these to the last one.
+        with Hosts(4) as hosts:
+            scheduler = start_scheduler(hosts[0])
+            for host in hosts:
+                start_workers(host, scheduler, 2, "--preload", "pyray_ser.distributed")
+            with Client(scheduler, timeout=60) as client:
+                groups = workers_of(client, 8, *hosts)
+                refs = client.gather([client.submit(store, n, workers=groups[0][:1]) for n in (4_000_000, 40_000)])
+                expected = [float(np.arange(n, dtype="f8").sum()) for n in (4_000_000, 40_000)]
+                assert locations(refs[0]) == groups[0]
+                assert client.submit(locate, refs[0], workers=groups[1][:1]).result() == groups[0]
+                before = [host.received() for host in hosts]
+                copies = broadcast(refs[0])
+                assert len(copies) == 3
+                client.gather(copies)
+                came = [host.received() - bytes for host, bytes in zip(hosts, before)]
+                assert all(32_000_000 < one < 45_000_000 for one in came[1:]), came
+                sent = [int(next(line for line in host.run("cat", "/proc/self/net/dev").splitlines() if "eth0:" in line)
+                            .partition(":")[2].split()[8]) for host in hosts]
+                assert sum(one > 32_000_000 for one in sent) == 2 and 64_000_000 < sent[0] < 90_000_000, sent
+                found = locations(refs[0])
+                assert found[:2] == groups[0] and set(found) == {one for group in groups for one in group}
+                del copies
+                until(lambda: locations(refs[0]) == groups[0])
+                [one] = broadcast(refs[0], workers=groups[2][1:])
+                assert one.result().address == groups[2][1]
+                del one
+                task = client.submit(read_after_prefetch, refs, workers=groups[3][:1])
+                assert task.result() == expected
+                client.submit(free, refs, workers=groups[0][:1]).result()
+                del task
+                until(lambda: not locations(refs[0]))
+    """)
+
+
+@pytest.mark.heavy
+def test_an_object_lives_as_long_as_some_process_holds_a_reference():
+    run_on_hosts("""
+        from distributed import get_worker
+
+        os.environ["DASK_PYRAY_SER__RELEASE_AFTER"] = "3s"
+        dask.config.set({"pyray-ser.release-after": "3s"})
+
+        def store(n):
+            return pyray_ser.put(np.arange(n, dtype="f8"))
+
+        def store_nested(n):
+            return pyray_ser.put({"inner": pyray_ser.put(np.arange(n, dtype="f8"))})
+
+        def read(ref, _=None):
+            return float(pyray_ser.get(ref).sum())
+
+        def keep_inner(outer):
+            get_worker().kept = pyray_ser.get(outer)["inner"]
+
+        def read_kept(_):
+            return read(get_worker().kept)
+
+        def drop(dask_worker):
+            dask_worker.kept = None
+
+        def slow(seconds):
+            time.sleep(seconds)
+
+        def used():
+            pyray_ser.init().look()  # for processes that were killed
+            return pyray_ser.stats()["used"]
+
+        with Hosts(2) as (left, right):
+            scheduler = start_scheduler(left)
+            for host in (left, right):
+                start_workers(host, scheduler, 2, "--preload", "pyray_ser.distributed")
+            with Client(scheduler, timeout=60) as client:
+                here, there = workers_of(client, 4, left, right)
+                pyray_ser.distributed.enable(client)
+
+                def left_has(count):
+                    # The agent of a host has a small object, too.
+                    return lambda: client.run(used, workers=here[:1])[here[0]] // 320_000 == count
+
+                # This client is on a host without a store.
+                expected = float(np.arange(40_000.0).sum())
+                ref = client.submit(store, 40_000, workers=here[:1]).result()
+                time.sleep(12)
+                assert client.submit(read, ref, workers=there[:1]).result() == expected
+                # A task in the graph of the scheduler holds a reference.
+                wait_for = client.submit(slow, 10, workers=there[1:])
+                late = client.submit(read, ref, wait_for, workers=there[:1], pure=False)
+                del ref
+                assert late.result() == expected
+                del late, wait_for
+                until(left_has(0), 60)
+                # An object that was part of another one, which is gone.
+                outer = client.submit(store_nested, 40_000, workers=here[:1]).result()
+                client.submit(keep_inner, outer, workers=there[:1]).result()
+                del outer
+                time.sleep(12)
+                assert client.submit(read_kept, 1, workers=there[:1]).result() == expected
+                # The agent may die.
+                pids = client.run(os.getpid, workers=here)
+                left.run("kill", "-KILL", str(pids[here[1]]))
+                time.sleep(8)
+                assert client.submit(read_kept, 2, workers=there[:1]).result() == expected
+                client.run(drop, workers=there[:1])
+                here, there = workers_of(client, 4, left, right)
+                until(left_has(0), 60)
+                # A process that was killed, and all processes of a host.
+                for victims in (1, 2):
+                    here, there = workers_of(client, 4, left, right)
+                    outer = client.submit(store_nested, 40_000, workers=here[:1]).result()
+                    client.gather([client.submit(keep_inner, outer, workers=[one], pure=False) for one in there[:victims]])
+                    del outer
+                    time.sleep(8)
+                    assert left_has(1)()
+                    if victims == 1:
+                        right.run("kill", "-KILL", str(client.run(os.getpid, workers=there[:1])[there[0]]))
+                    else:
+                        right.run("sh", "-c", "kill -KILL -1")
+                    until(left_has(0), 60)
+    """)
+
+
 @pytest.mark.heavy
 def test_a_killed_receiver_of_a_reference_does_not_stop_the_others():
     run_on_hosts("""
@@ -316,4 +461,37 @@ def test_workers_without_the_plugin_get_plain_values():
                     value = client.submit(make, 4_000_000, workers=[maker], pure=False)
                     sums = [client.submit(total, value, workers=[one], pure=False) for one in workers]
                     assert client.gather(sums) == [float(np.arange(4_000_000.0).sum())] * 3
+    """)
+
+
+def test_shared_memory_counts_once_in_the_limits_of_workers():
+    run_on_hosts("""
+        from distributed import get_worker
+
+        def read_for_two_seconds(value):
+            found = total(value)
+            time.sleep(2)  # Dask looks at the memory each 100 ms
+            with open("/proc/self/status") as status:
+                resident = int(dict(line.split(":", 1) for line in status)["VmRSS"].split()[0]) << 10
+            worker = get_worker()
+            return found, worker.status.name, resident, worker.monitor.get_process_memory(), os.getpid()
+
+        # This part of the limit is for the sizes of values, which count in each worker.
+        os.environ["DASK_DISTRIBUTED__WORKER__MEMORY__TARGET"] = "0.85"
+        with Hosts(1) as (host,):
+            scheduler = start_scheduler(host)
+            words = ("--preload", "pyray_ser.distributed", "--preload-nanny", "pyray_ser.distributed")
+            start_workers(host, scheduler, 1, *words)
+            with Client(scheduler, timeout=60) as client:
+                [maker] = addresses(client, 1)
+                # Dask pauses a worker at 80 % of its limit, and restarts it at 95 %.
+                start_workers(host, scheduler, 3, *words, "--memory-limit", "265MB")
+                readers = [one for one in addresses(client, 4) if one != maker]
+                pids = client.run(os.getpid, workers=readers)
+                value = client.submit(make, 25_000_000, workers=[maker])
+                tasks = [client.submit(read_for_two_seconds, value, workers=[one], pure=False) for one in readers]
+                for one, (found, status, resident, counted, pid) in zip(readers, client.gather(tasks)):
+                    assert found == float(np.arange(25_000_000.0).sum())
+                    assert (status, pid) == ("running", pids[one])
+                    assert resident > 0.95 * 265_000_000 and counted < 0.8 * 265_000_000, (resident, counted)
     """)
