@@ -22,7 +22,7 @@ from ..exceptions import ObjectLostError, TaskCancelledError, WorkerDiedError
 from . import protocol, settings, signatures
 from .call import Call, after, make, stop
 from .channel import Channel, Job, fail
-from .collector import collector
+from .collector import collector, forget
 from .function import Tests, _count, check_options
 from .listener import KILLED, listen, word_is_left
 from .process import Process, new_address
@@ -348,7 +348,7 @@ class Owner(Client):
             owner = client()
             if owner is None or owner.channel.dead:
                 # Connections from now on must be refused, so that no process waits for this actor.
-                collector().forget(killers)
+                forget(killers)
                 killers.close()
                 listener.close()
             elif owner.channel.process is process:
@@ -377,15 +377,16 @@ class Owner(Client):
             for job in begun:
                 fail([job], lambda task: WorkerDiedError(pid=ended.pid, exitcode=ended.exitcode, task=task))
             channel.revive(fresh, fresh.pipe, again)
-            process.reap()
             self._watch(fresh)
+            process.reap()
             self._kill_again()
             return
         self._end(ended)
-        process.reap()
-        collector().forget(self._killers)
+        # Reap last: if an exception of the program interrupts this, the collector still sees the end of the process.
+        forget(self._killers)
         self._killers.close()
         self._listener.close()
+        process.reap()
 
     def _kill_again(self) -> None:
         """End the new process if `kill` was called for the previous one."""

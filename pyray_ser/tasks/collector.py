@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .._calls import Turn
     from .channel import Channel, Peer
 
-__all__ = ["Collector", "collector", "end_collector", "ending"]
+__all__ = ["Collector", "collector", "end_collector", "ending", "forget"]
 
 
 class Collector:
@@ -51,6 +51,7 @@ class Collector:
         self._ended = allocate_lock()
         self._ended.acquire()
         self.thread = -1
+        _all[self] = None
         try:
             # Do not use `threading.Thread`: starting one acquires locks that may be held by code that a signal handler
             # has interrupted.
@@ -124,6 +125,8 @@ class Collector:
         fd = descriptor.fileno()
         if fd >= 0 and self._watched.pop(fd, None) is not None:
             self._unregister(fd)
+            if self._ending:
+                self._ring()
 
     def bury(self, process: Peer) -> None:
         """Reap a process when it has ended."""
@@ -177,6 +180,7 @@ class Collector:
 
     def close(self) -> None:
         """Close the collector's own descriptors."""
+        _all.pop(self, None)
         self._epoll.close()
         self._bell.close()
 
@@ -282,7 +286,8 @@ class Collector:
         for fd in known:
             # The entries of a channel that died were removed already.
             if self._channels.get(fd) is channel:
-                del self._channels[fd]
+                # Code that interrupts this method may have removed the channel since.
+                self._channels.pop(fd, None)
                 self._unregister(fd)
                 if fd in self._watched:
                     # The process has not been reaped yet, and `bury` watches the same descriptor.
@@ -294,6 +299,8 @@ def _descriptors(channel: Channel) -> tuple[int, ...]:
 
 
 _collector: Collector | None = None
+# All collectors whose thread has not ended: those that still watch something outlive `end`.
+_all: dict[Collector, None] = {}
 # Whether the program executes a block of `ending`.
 _ending = False
 
@@ -311,6 +318,12 @@ def collector() -> Collector:
             _collector = made
         else:
             made.end()
+
+
+def forget(descriptor: Descriptor) -> None:
+    """Stop watching a descriptor, also if a collector that is ending watches it."""
+    for one in list(_all):
+        one.forget(descriptor)
 
 
 @contextmanager
@@ -332,12 +345,14 @@ def end_collector() -> None:
 
 
 def after_fork_in_child() -> None:
-    """Forget the parent's collector."""
+    """Forget the parent's collectors."""
     global _collector, _ending
-    last, _collector, _ending = _collector, None, False
-    if last is not None:
-        last.over = True
-        last._epoll.close()
+    inherited = list(_all)
+    _all.clear()
+    _collector, _ending = None, False
+    for one in inherited:
+        one.over = True
+        one._epoll.close()
 
 
 os.register_at_fork(after_in_child=after_fork_in_child)

@@ -23,6 +23,7 @@ from contextlib import suppress
 
 import pyray_ser as ray
 from pyray_ser.exceptions import GetTimeoutError, TaskCancelledError, WorkerDiedError
+from pyray_ser.tasks import channel
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(ray.__file__)), "tasks")
 # Maximum duration of a round in seconds, on a busy machine.
@@ -234,6 +235,17 @@ def children():
         return file.read().split()
 
 
+def show_state():
+    """Print what each thread does, and the state of each channel, after a call that took too long."""
+    sys.settrace(None)
+    faulthandler.dump_traceback(all_threads=True)
+    for found in list(channel._channels):
+        calls = found.calls
+        state = {name: getattr(calls, name) for name in ("reader", "busy", "pending", "blocked", "dead", "closed")}
+        print(found, state, found._followed, found._collected, found._burying, calls.fileno(), file=sys.stderr)
+        print([(job.number, job.ref) for job in calls.sent.values()], list(calls.queued), file=sys.stderr)
+
+
 def main():
     seconds, seed = float(sys.argv[1]), int(sys.argv[2])
     ray.init(num_workers=2)
@@ -244,7 +256,11 @@ def main():
     before = len(os.listdir("/proc/self/fd")), threading.active_count(), len(children())
     ray.tasks.settings.set_pool(2)
     storm = Storm(seed)
-    count = storm.run(seconds)
+    try:
+        count = storm.run(seconds)
+    except GetTimeoutError:
+        show_state()
+        raise
     struck = storm.struck
     del storm
     gc.collect()
