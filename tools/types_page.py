@@ -50,7 +50,7 @@ Reasons for copies:
 - StringDType: numpy keeps long strings in an arena of the array, which no other memory can replace. So the text is gathered, copied into the
   store, and packed again by the reader. No Python string is made.
 - polars travels as Arrow data, through pyarrow. Categories travel as codes. A reader that numbers them in the same way uses the codes in place;
-  other readers translate them, which is one copy. Without pyarrow, and for lazy frames and `Object` columns, polars' own reduction is used.
+  other readers translate the codes, and so copy them once. Without pyarrow, and for lazy frames and `Object` columns, polars' own reduction is used.
 - torch has no read-only flag: tensors lie over a copy-on-write mapping. Values below 256 KB in all are copied as one block instead,
   and so are values that `deserialize` reads.
 - pandas turns numpy's error about a read-only array into its own.

@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
         seen |= pipe.fingerprints | pipe.fingerprints_after
     if len(seen) != 1:
         problems.append("workers saw different data")
-    left_shm = measuring.shm_entries() - shm_before
+    left_shm = measuring.left_in_shm(shm_before)
     left_processes = leftover_processes()
     facts += [
         ("all workers of all ways saw the same bytes, before and after", "yes" if len(seen) == 1 else "NO"),

@@ -65,6 +65,20 @@ def shm_entries() -> set[str]:
     return found
 
 
+def left_in_shm(before: set[str]) -> set[str]:
+    """Return the new files of this package in /dev/shm that no process uses; other programs may use theirs meanwhile."""
+    from pyray_ser.store import named_stores
+
+    left = set()
+    for path in shm_entries() - before:
+        try:
+            if not named_stores.in_use(path):
+                left.add(path)
+        except FileNotFoundError:
+            continue
+    return left
+
+
 def children() -> set[int]:
     """Return the processes whose parent is this one."""
     found = set()
