@@ -13,12 +13,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .copies import broadcast, locations, prefetch
-
 if TYPE_CHECKING:
     import distributed
 
-__all__ = ["broadcast", "dask_setup", "enable", "locations", "prefetch"]
+__all__ = ["dask_setup", "enable"]
 
 
 def enable(client: distributed.Client) -> None:
@@ -35,35 +33,26 @@ def enable(client: distributed.Client) -> None:
     >>> with distributed.Client(n_workers=4) as client:
     ...     pyray_ser.distributed.enable(client)
     """
-    from .plugin import enable_cluster
-    from .private_names import run_in
+    from .plugin import SharingPlugin
 
-    return run_in(client, enable_cluster, client)  # type: ignore[no-any-return]
+    return client.register_plugin(SharingPlugin())  # type: ignore[no-any-return]
 
 
-async def dask_setup(node: Any) -> None:
+async def dask_setup(worker: Any) -> None:
     """
-    Let a worker share large values, a scheduler keep track of references, or a nanny measure memory without the store.
-
-    Dask calls this for ``--preload pyray_ser.distributed`` and ``--preload-nanny pyray_ser.distributed``.
+    Let a worker share large values. Dask calls this for ``--preload pyray_ser.distributed``.
 
     Parameters
     ----------
-    node : distributed.Worker, distributed.Scheduler or distributed.Nanny
+    worker : distributed.Worker
 
     Examples
     --------
     >>> dask.config.set({"distributed.worker.preload": ["pyray_ser.distributed"]})
     """
-    from distributed import Nanny, Scheduler, Worker
+    from distributed import Worker
 
-    from .holders import HoldersPlugin
-    from .memory import MemoryPlugin
     from .plugin import NAME, SharingPlugin
 
-    if isinstance(node, Worker):
-        await node.plugin_add(SharingPlugin(), name=NAME)
-    elif isinstance(node, Scheduler):
-        await node.register_scheduler_plugin(HoldersPlugin(), idempotent=True)
-    elif isinstance(node, Nanny):
-        MemoryPlugin().setup(node)
+    if isinstance(worker, Worker):
+        await worker.plugin_add(SharingPlugin(), name=NAME)

@@ -8,11 +8,9 @@ import distributed
 
 from .. import _core, _log, api
 from . import private_names, settings
-from .holders import HoldersPlugin, begin_reports
-from .memory import MemoryPlugin
 from .sharing import Sharing
 
-__all__ = ["NAME", "SharingPlugin", "enable_cluster"]
+__all__ = ["NAME", "SharingPlugin"]
 
 NAME = "pyray_ser"
 _warned = False
@@ -82,28 +80,3 @@ async def _open_store(worker: Any) -> _core.Store:
         scheduler = await worker.scheduler.identity()
         name = f"dask-{scheduler['id'].removeprefix('Scheduler-')}"
     return api.init(name, capacity=options.capacity)
-
-
-async def enable_cluster(client: Any) -> None:
-    """
-    Register the plugins of a cluster, and make the client report the references that it holds.
-
-    Parameters
-    ----------
-    client : distributed.Client
-    """
-    await client.register_plugin(SharingPlugin())
-    await client.register_plugin(MemoryPlugin())
-    problems = private_names.problems()
-    if problems:
-        return  # the workers warn
-    try:
-        await client.register_plugin(HoldersPlugin())
-    except Exception as error:
-        _log.warning(
-            "the scheduler cannot keep track of references, so workers keep objects until free() is called: %s: %s",
-            type(error).__name__,
-            error,
-        )
-        return
-    begin_reports(client)

@@ -17,34 +17,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OLDEST",
-    "ask_scheduler",
-    "ask_workers",
-    "begin_scope",
-    "clear_message_logs",
-    "clients_of",
     "close_idle_connections",
     "closed_reply",
     "comm_classes",
-    "current_client",
-    "current_worker",
-    "end_scope",
     "get_data_with",
-    "has_spilled",
-    "keep_running",
-    "measure_in_nanny",
-    "measure_in_worker",
     "peer_info",
     "problems",
     "receive_bytes",
     "report",
     "reports",
-    "run_in",
     "send_bytes",
     "set_comm_classes",
     "store_bytes",
     "success",
     "version",
-    "workers_that_report",
 ]
 
 OLDEST = (2025, 1)
@@ -57,15 +43,10 @@ SIGNATURES = {
     "distributed.core:ConnectionPool.connect": "self addr timeout",
     "distributed.core:ConnectionPool.reuse": "self addr comm",
     "distributed.worker_state_machine:GatherDepSuccessEvent": "stimulus_id worker total_nbytes data",
-    "distributed.protocol.pickle:dumps": "x * buffer_callback protocol",
-    "distributed.scheduler:Scheduler.broadcast": "self * msg workers hosts nanny serializers on_error",
-    "distributed.system_monitor:SystemMonitor.get_process_memory": "self",
-    "distributed.worker_memory:NannyMemoryManager.memory_monitor": "self nanny",
     "distributed.utils:offload": "func / *args **kwargs",
 }
 # Classes and the attributes that this package reads or sets.
 ATTRIBUTES = {
-    "distributed.client:Client": "loop sync",
     "distributed.comm.tcp:TCP": "stream",
     "distributed.comm.tcp:TCPConnector": "comm_class",
     "distributed.comm.tcp:TCPListener": "comm_class",
@@ -236,126 +217,10 @@ def report(worker: Any, name: str, value: str | None) -> None:
         worker.metrics[name] = lambda _: value
 
 
-async def reports(node: Any, name: str) -> dict[str, str | None]:
-    """
-    Return the value that each worker of the cluster has reported, by address; None if there is none yet.
-
-    Parameters
-    ----------
-    node : distributed.Worker or distributed.Client
-    name : str
-    """
-    workers = (await node.scheduler.identity())["workers"]
+async def reports(worker: Any, name: str) -> dict[str, str | None]:
+    """Return the value that each worker of the cluster has reported, by address; None if there is none yet."""
+    workers = (await worker.scheduler.identity())["workers"]
     return {address: info["metrics"].get(name) for address, info in workers.items()}
-
-
-def clear_message_logs(scheduler: Any) -> None:
-    """Empty the logs in which a scheduler keeps its last messages to each worker, and all references in them."""
-    for comm in scheduler.stream_comms.values():
-        comm.recent_message_log.clear()
-
-
-def workers_that_report(scheduler: Any, name: str) -> tuple[list[str], list[str]]:
-    """Return the addresses of the workers that have reported a value, and of the others."""
-    known: tuple[list[str], list[str]] = ([], [])
-    for address, state in scheduler.workers.items():
-        known[name not in state.metrics].append(address)
-    return known
-
-
-def clients_of(scheduler: Any) -> list[str]:
-    """Return the identities of the clients that are connected and run outside of workers."""
-    # Dask gives the tasks of `fire_and_forget` to a client that does not exist.
-    return [one for one in scheduler.clients if one != "fire-and-forget" and not one.startswith("Client-worker-")]
-
-
-async def ask_workers(scheduler: Any, workers: list[str], name: str, **arguments: Any) -> dict[str, Any]:
-    """Send a request to workers; return their answers by address. The answer of a worker that fails is its error."""
-    message = {"op": name, **arguments}
-    found: dict[str, Any] = await scheduler.broadcast(msg=message, workers=workers, on_error="return")
-    return found
-
-
-async def ask_scheduler(node: Any, name: str, **arguments: Any) -> Any:
-    """Send a request to the scheduler of a worker or client, and return the answer."""
-    return await getattr(node.scheduler, name)(**arguments)
-
-
-# ---- pickling ---------------------------------------------------------------------------------------------------------
-
-_scopes = 0
-_dumps: Any = None
-
-
-def begin_scope(scope: Any) -> None:
-    """Make a scope of `pyray_ser` the current one while Dask pickles, unless the program has entered a scope."""
-    global _scopes, _dumps
-    _scopes += 1
-    if _scopes > 1:
-        return
-    from functools import wraps
-
-    from ..store.scopes import _current
-
-    plain = _dumps = _find("distributed.protocol.pickle:dumps")
-
-    @wraps(plain)
-    def dumps(*args: Any, **options: Any) -> Any:
-        if _current.get() is not None:
-            return plain(*args, **options)
-        mark = _current.set(scope)
-        try:
-            return plain(*args, **options)
-        finally:
-            _current.reset(mark)
-
-    _set_dumps(dumps)
-
-
-def end_scope() -> None:
-    """Undo one call of `begin_scope`."""
-    global _scopes
-    _scopes -= 1
-    if not _scopes:
-        _set_dumps(_dumps)
-
-
-def _set_dumps(function: Any) -> None:
-    for name in ("distributed.protocol.pickle", "distributed.client"):
-        module: Any = importlib.import_module(name)
-        module.dumps = function
-
-
-# ---- clients ----------------------------------------------------------------------------------------------------------
-
-
-def current_client() -> Any:
-    """Return the current client or, in a task, the client of the worker."""
-    from distributed import get_client
-
-    return get_client()
-
-
-def current_worker() -> Any:
-    """Return the worker that runs the current task."""
-    from distributed import get_worker
-
-    return get_worker()
-
-
-def run_in(client: Any, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-    """Run a coroutine function in the loop of a client; return its result, or an awaitable in an asynchronous client."""
-    return client.sync(function, *args)
-
-
-_tasks: set[asyncio.Task[None]] = set()
-
-
-def keep_running(coroutine: Any) -> None:
-    """Run a coroutine in the current loop, which itself keeps only weak references to tasks."""
-    task = asyncio.ensure_future(coroutine)
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
 
 
 # ---- values and messages of a worker ----------------------------------------------------------------------------------
@@ -399,44 +264,6 @@ def store_bytes(worker: Any, key: Any) -> int:
     """Return the size of a worker's result in bytes, or 0 if it is unknown."""
     task = worker.state.tasks.get(key)
     return (task.nbytes or 0) if task is not None else 0
-
-
-def has_spilled(worker: Any) -> bool:
-    """Return whether some values of a worker are on disk."""
-    return bool(getattr(worker.data, "slow", None))
-
-
-def measure_in_worker(worker: Any, function: Callable[[], int] | None) -> None:
-    """Make a function return the memory of a worker, with which it decides whether to spill or pause; None undoes this."""
-    if function is None:
-        vars(worker.monitor).pop("get_process_memory", None)
-    else:
-        worker.monitor.get_process_memory = function
-
-
-def measure_in_nanny(nanny: Any, function: Callable[[int], int | None] | None) -> None:
-    """
-    Make a nanny restart a worker only if a function finds that its memory exceeds the limit.
-
-    Parameters
-    ----------
-    nanny : distributed.Nanny
-    function : callable or None
-        Returns the memory of a process in bytes, given its PID. None undoes an earlier call.
-    """
-    manager = nanny.memory_manager
-    callback = nanny.periodic_callbacks.get("memory_monitor")
-    if callback is None:
-        return  # there is no limit
-
-    def check() -> None:
-        process = nanny.process.process if nanny.process is not None else None
-        memory = None if function is None or process is None or process.pid is None else function(process.pid)
-        # Dask's own figure includes shared memory, so it also exceeds the limit.
-        if function is None or (memory or 0) / manager.memory_limit > manager.memory_terminate_fraction:
-            manager.memory_monitor(nanny)
-
-    callback.callback = check
 
 
 def success(address: str, total_nbytes: int, data: dict[Any, Any]) -> Any:

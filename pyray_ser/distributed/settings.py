@@ -21,22 +21,18 @@ class Settings(NamedTuple):
         Capacity of each host's store (``pyray-ser.capacity``); the default is that of `pyray_ser.init`.
     store : str or None
         Name of the store (``pyray-ser.store``); the default is made from the scheduler's identity.
-    release_after : float
-        Seconds after which an object is released if no process holds a reference (``pyray-ser.release-after``). It must
-        be longer than any message needs.
     """
 
     share: int
     pull: int
     capacity: str | None
     store: str | None
-    release_after: float
 
 
 def read() -> Settings:
     """Return the settings from Dask's configuration."""
     import dask
-    from dask.utils import parse_bytes, parse_timedelta
+    from dask.utils import parse_bytes
 
     capacity = dask.config.get("pyray-ser.capacity", None)
     return Settings(
@@ -44,5 +40,4 @@ def read() -> Settings:
         pull=parse_bytes(dask.config.get("pyray-ser.pull", "16 MiB")),
         capacity=None if capacity is None else str(capacity),
         store=dask.config.get("pyray-ser.store", None),
-        release_after=parse_timedelta(dask.config.get("pyray-ser.release-after", "60s")),
     )

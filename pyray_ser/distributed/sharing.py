@@ -11,9 +11,8 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import _log
-from . import handshake, memory, private_names
+from . import handshake, private_names
 from .handle import Handle, Unopened, closed_handles, is_copied_faithfully, put_value, watchable
-from .holders import Agent
 from .pulls import Pulls
 from .references import References
 
@@ -41,7 +40,6 @@ class Sharing:
     def __init__(self, worker: Any, store: Store, settings: Settings) -> None:
         self.worker = worker
         self.settings = settings
-        self.store = store
         self.token = f"{store.id:016x}"
         # Keys whose value is in the store. The weak reference dies with the value, for example if Dask spills it. A
         # handle is valid only while its key still has this value.
@@ -54,15 +52,12 @@ class Sharing:
         self._plain_gather_dep = worker.gather_dep
         self.pulls = Pulls(self)
         self.references = References(self)
-        self.agent = Agent(self)
 
     def begin(self) -> None:
         """Install the hooks in the worker."""
         handshake.begin(self.token)
         self.pulls.begin()
         self.references.begin()
-        self.agent.begin()
-        memory.measure(self.worker, self.store)
         self.worker.handlers["get_data"] = self.get_data
         self.worker.gather_dep = self.gather_dep
         private_names.close_idle_connections(self.worker)
@@ -72,8 +67,6 @@ class Sharing:
         self.worker.handlers["get_data"] = self._plain_get_data
         self.worker.gather_dep = self._plain_gather_dep
         handshake.end()
-        memory.end_measure(self.worker)
-        self.agent.end()
         self.references.end()
         self.pulls.end()
         self._handles.clear()

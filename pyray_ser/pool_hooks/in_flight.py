@@ -198,9 +198,7 @@ def _under_way(store: _core.Store) -> int:
     tick()
     flights = _prune(store)
     me = os.getpid()
-    others: int = sum(
-        flight["size"] for flight in flights if flight["note"] and flight["once"] and flight["sender_pid"] != me
-    )
+    others: int = sum(flight["size"] for flight in flights if flight["note"] and flight["sender_pid"] != me)
     with _lock:
         return others + sum(entry.nbytes for entry in _sent)
 

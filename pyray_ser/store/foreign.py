@@ -139,12 +139,6 @@ def known(identity: bytes) -> Known:
     return found
 
 
-def identities() -> list[bytes]:
-    """Return the value of `binary` of all foreign objects to which this process holds references."""
-    with _lock:
-        return list(_known)
-
-
 def copy_of(ref: Ref) -> Ref | None:
     """Return the reference that the resolver returned, or None if there is none or its object is gone."""
     copy: Ref | None = _core.foreign_parts(ref)[1].copy

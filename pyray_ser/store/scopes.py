@@ -20,16 +20,7 @@ __all__ = ["Scope", "forget", "hold", "release", "scope"]
 
 
 class Scope:
-    """
-    The tokens that are acquired while this scope is the current one. The function `scope` makes instances.
-
-    Attributes
-    ----------
-    note : int
-        What `Store.flights` shows for these tokens.
-    """
-
-    note = 0
+    """The tokens that are acquired while this scope is the current one. The function `scope` makes instances."""
 
     def __init__(self) -> None:
         # Identity of an object -> its sticky token. One token per object is enough, even if its reference is pickled
@@ -157,7 +148,7 @@ def hold(ref: _core.ObjectRef[Any], kind: int, node: bytes) -> bytes:
     identity = ref.binary()
     if kind == 2 and holder.has(identity):
         return ref.travel(0, node)[0]
-    blob, token = ref.travel(kind, node, holder.note)
+    blob, token = ref.travel(kind, node)
     # Tokens of messages are listed only inside a scope, because outside of a scope the list would grow without limit.
     if kind == 2 or holder is not _outermost:
         holder.add(ref.store_id, identity, token, kind == 2)
