@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .copies import broadcast, locations, prefetch
+
 if TYPE_CHECKING:
     import distributed
 
-__all__ = ["dask_setup", "enable"]
+__all__ = ["broadcast", "dask_setup", "enable", "locations", "prefetch"]
 
 
 def enable(client: distributed.Client) -> None:

@@ -20,12 +20,15 @@ __all__ = [
     "close_idle_connections",
     "closed_reply",
     "comm_classes",
+    "current_client",
+    "current_worker",
     "get_data_with",
     "peer_info",
     "problems",
     "receive_bytes",
     "report",
     "reports",
+    "run_in",
     "send_bytes",
     "set_comm_classes",
     "store_bytes",
@@ -47,6 +50,7 @@ SIGNATURES = {
 }
 # Classes and the attributes that this package reads or sets.
 ATTRIBUTES = {
+    "distributed.client:Client": "loop sync",
     "distributed.comm.tcp:TCP": "stream",
     "distributed.comm.tcp:TCPConnector": "comm_class",
     "distributed.comm.tcp:TCPListener": "comm_class",
@@ -217,10 +221,39 @@ def report(worker: Any, name: str, value: str | None) -> None:
         worker.metrics[name] = lambda _: value
 
 
-async def reports(worker: Any, name: str) -> dict[str, str | None]:
-    """Return the value that each worker of the cluster has reported, by address; None if there is none yet."""
-    workers = (await worker.scheduler.identity())["workers"]
+async def reports(node: Any, name: str) -> dict[str, str | None]:
+    """
+    Return the value that each worker of the cluster has reported, by address; None if there is none yet.
+
+    Parameters
+    ----------
+    node : distributed.Worker or distributed.Client
+    name : str
+    """
+    workers = (await node.scheduler.identity())["workers"]
     return {address: info["metrics"].get(name) for address, info in workers.items()}
+
+
+# ---- clients ----------------------------------------------------------------------------------------------------------
+
+
+def current_client() -> Any:
+    """Return the current client or, in a task, the client of the worker."""
+    from distributed import get_client
+
+    return get_client()
+
+
+def current_worker() -> Any:
+    """Return the worker that runs the current task."""
+    from distributed import get_worker
+
+    return get_worker()
+
+
+def run_in(client: Any, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    """Run a coroutine function in the loop of a client; return its result, or an awaitable in an asynchronous client."""
+    return client.sync(function, *args)
 
 
 # ---- values and messages of a worker ----------------------------------------------------------------------------------

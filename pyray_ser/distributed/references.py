@@ -20,6 +20,7 @@ from .. import _core, _log, api
 from ..exceptions import NameExistsError, ObjectFreedError, ObjectLostError, PyraySerError
 from ..store import foreign
 from . import handshake, private_names
+from .copies import copy_here, copy_name
 
 if TYPE_CHECKING:
     from .._core import ObjectRef
@@ -58,6 +59,8 @@ class References:
         self._stores: dict[str, str | None] = {}
         # The record of a foreign object in this process -> the named object that keeps its copy.
         self._claims: WeakKeyDictionary[Any, ObjectRef[Any]] = WeakKeyDictionary()
+        # The identity of an object -> the worker that has a copy and should send it.
+        self._sources: dict[bytes, str] = {}
 
     def begin(self) -> None:
         """Answer the requests of other hosts, and resolve references to objects of other hosts."""
@@ -78,7 +81,7 @@ class References:
 
     async def serve(self, comm: Any, identity: bytes) -> Any:
         """
-        Send the stored form of an object.
+        Send the stored form of an object of this host, or of the copy that this host has.
 
         Parameters
         ----------
@@ -89,7 +92,11 @@ class References:
         try:
             ref = _core.ObjectRef.from_binary(identity)
             if _core.is_foreign(ref):
-                return {"status": "elsewhere"}  # this worker has another store than the scheduler was told
+                copy = copy_here(ref)
+                if copy is None:
+                    # This worker has another store than the scheduler was told, or its copy is gone.
+                    return {"status": "elsewhere"}
+                ref = copy
             views = foreign.export(ref, timeout=0)
         except PyraySerError as error:
             return {"status": "gone", "freed": isinstance(error, ObjectFreedError), "reason": str(error)}
@@ -138,8 +145,7 @@ class References:
                 "the object is on another host, and get() would stop this worker's event loop: use `await ref`"
             )
         assert self._loop is not None
-        identity = ref.binary()
-        name = f"pyray_ser copy of {identity.hex()}"
+        name = copy_name(ref)
         for attempt in range(_TRIES):
             # After a failure, do not look up the name: only a new `put` shows whether the name has ended.
             claim = None if attempt else _find(name)
@@ -168,11 +174,31 @@ class References:
             ref=repr(ref), store=f"{ref.store_id:016x}", reason="each process that received it for this host has ended"
         )
 
+    def receive_from(self, address: str | None, ref: ObjectRef[Any]) -> None:
+        """
+        Copy an object into the store of this host, if possible from a worker that has a copy.
+
+        Parameters
+        ----------
+        address : str or None
+            Address of the worker. With None, or if the worker fails, the host of the original sends the object.
+        ref : ObjectRef
+        """
+        identity = ref.binary()
+        if address is not None:
+            self._sources[identity] = address
+        try:
+            foreign.resolve(ref, None)
+        finally:
+            self._sources.pop(identity, None)
+
     async def _fetch(self, ref: ObjectRef[Any], name: str) -> ObjectRef[Any] | None:
         """Receive an object and return the claim for it; None if no worker has the store."""
         tried: set[str] = set()
         for fresh in (False, True):
-            for address in await self._workers_of(f"{ref.store_id:016x}", fresh):
+            known = await self._workers_of(f"{ref.store_id:016x}", fresh)
+            source = self._sources.get(ref.binary())
+            for address in known if source is None else [source, *known]:
                 if address in tried or len(tried) == _WORKERS:
                     continue
                 tried.add(address)

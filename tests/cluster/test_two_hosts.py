@@ -187,6 +187,64 @@ def test_references_are_read_on_other_hosts():
     """)
 
 
+def test_objects_are_located_prefetched_and_broadcast():
+    run_on_hosts("""
+        from distributed import get_worker
+        from pyray_ser.distributed import broadcast, locations, prefetch
+
+        def store(n):
+            return pyray_ser.put(np.arange(n, dtype="f8"))
+
+        def free(refs):
+            for ref in refs:
+                pyray_ser.free(ref)
+
+        def read_after_prefetch(refs):
+            prefetch([*refs, pyray_ser.put(1)])
+            end = time.monotonic() + 60
+            while any(ref.state != "sealed" for ref in refs):  # nothing here asks for the values
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            return [float(pyray_ser.get(ref, timeout=0).sum()) for ref in refs]
+
+        def locate(ref):
+            return locations(ref)
+
+        # A tree of four hosts: the first one sends the object to two, and one of these to the last one.
+        with Hosts(4) as hosts:
+            scheduler = start_scheduler(hosts[0])
+            for host in hosts:
+                start_workers(host, scheduler, 2, "--preload", "pyray_ser.distributed")
+            with Client(scheduler, timeout=60) as client:
+                groups = workers_of(client, 8, *hosts)
+                refs = client.gather([client.submit(store, n, workers=groups[0][:1]) for n in (4_000_000, 40_000)])
+                expected = [float(np.arange(n, dtype="f8").sum()) for n in (4_000_000, 40_000)]
+                assert locations(refs[0]) == groups[0]
+                assert client.submit(locate, refs[0], workers=groups[1][:1]).result() == groups[0]
+                before = [host.received() for host in hosts]
+                copies = broadcast(refs[0])
+                assert len(copies) == 3
+                client.gather(copies)
+                came = [host.received() - bytes for host, bytes in zip(hosts, before)]
+                assert all(32_000_000 < one < 45_000_000 for one in came[1:]), came
+                sent = [int(next(line for line in host.run("cat", "/proc/self/net/dev").splitlines() if "eth0:" in line)
+                            .partition(":")[2].split()[8]) for host in hosts]
+                assert sum(one > 32_000_000 for one in sent) == 2 and 64_000_000 < sent[0] < 90_000_000, sent
+                found = locations(refs[0])
+                assert found[:2] == groups[0] and set(found) == {one for group in groups for one in group}
+                del copies
+                until(lambda: locations(refs[0]) == groups[0])
+                [one] = broadcast(refs[0], workers=groups[2][1:])
+                assert one.result().address == groups[2][1]
+                del one
+                task = client.submit(read_after_prefetch, refs, workers=groups[3][:1])
+                assert task.result() == expected
+                client.submit(free, refs, workers=groups[0][:1]).result()
+                del task
+                until(lambda: not locations(refs[0]))
+    """)
+
+
 @pytest.mark.heavy
 def test_a_killed_receiver_of_a_reference_does_not_stop_the_others():
     run_on_hosts("""
