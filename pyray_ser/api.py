@@ -220,11 +220,11 @@ def get_by_name(
         try:
             return get(ref, mmap_mode=mmap_mode)
         except LookupError as error:
-            from .exceptions import ObjectFreedError
+            from .exceptions import ObjectLostError
 
             # Another process may have freed the object after the lookup, perhaps in order to give its name to another
-            # object.
-            if not isinstance(error, ObjectFreedError):
+            # object. If the slot of the object was used several times since, the store no longer knows that it was freed.
+            if not isinstance(error, ObjectLostError):
                 raise
             rest = timeout and max(end - time.monotonic(), 1e-9)
             ref = _core.wait_name(_current(), name, rest, above, other)[0]

@@ -23,7 +23,6 @@ from .. import _core
 from ..exceptions import (
     GetTimeoutError,
     NameExistsError,
-    ObjectFreedError,
     ObjectLostError,
     ObjectStoreFullError,
     StoreFullError,
@@ -304,7 +303,7 @@ def get_or_put(
         if ref is not None:
             try:
                 return _core.get(ref, mmap_mode=mmap_mode)
-            except ObjectFreedError:
+            except ObjectLostError:
                 continue  # another process freed it after we found it
         turn.wait()
 
@@ -368,6 +367,6 @@ async def get_or_put_async(
         if ref is not None:
             try:
                 return _core.get(ref, mmap_mode=mmap_mode)
-            except ObjectFreedError:
+            except ObjectLostError:
                 continue
         await turn.wait_async()

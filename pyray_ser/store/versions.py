@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .. import _core
-from ..exceptions import GetTimeoutError, ObjectFreedError
+from ..exceptions import GetTimeoutError, ObjectLostError
 from . import by_name
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Versions:
             entry = _core.wait_name(self._store, self.name, left, self.version)
             try:
                 return self._value(entry)
-            except ObjectFreedError:
+            except ObjectLostError:
                 continue  # it was freed after we found it: wait for the next one
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -84,7 +84,7 @@ class Versions:
             if entry is not None and entry[1] > self.version:
                 try:
                     return self._value(entry)
-                except ObjectFreedError:
+                except ObjectLostError:
                     pass  # it was freed after we found it: wait for the next one
             del entry  # do not hold an old version during the wait
             while _core.epoch(self._store) == seen:
