@@ -46,13 +46,13 @@ def until(check, seconds=20):
     return found
 
 
-def everything_freed(client):
+def everything_freed(client, seconds=20):
     # Dask releases the values of a client some time after the client has let go of them.
     def check():
         found = [one for one in client.run(stats).values() if one is not None]
         return all(one["objects"] == one["in_flight"] == 0 for one in found)
 
-    until(check)
+    until(check, seconds)
 
 
 def addresses(client, count=0):
