@@ -220,11 +220,11 @@ def get_by_name(
         try:
             return get(ref, mmap_mode=mmap_mode)
         except LookupError as error:
-            from .exceptions import ObjectLostError
+            from .store import by_name
 
             # Another process may have freed the object after the lookup, perhaps in order to give its name to another
-            # object. If the slot of the object was used several times since, the store no longer knows that it was freed.
-            if not isinstance(error, ObjectLostError):
+            # object.
+            if not by_name.was_freed(error, _current(), name, ref):
                 raise
             rest = timeout and max(end - time.monotonic(), 1e-9)
             ref = _core.wait_name(_current(), name, rest, above, other)[0]

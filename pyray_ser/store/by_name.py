@@ -7,13 +7,13 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _core, _log
-from ..exceptions import NameNotFoundError, PyraySerError
+from ..exceptions import NameNotFoundError, ObjectFreedError, ObjectLostError, PyraySerError
 from . import discovery
 
 if TYPE_CHECKING:
     from .._core import ObjectRef
 
-__all__ = ["NamedObject", "current", "delete", "described", "owner_of", "process_text", "rename"]
+__all__ = ["NamedObject", "current", "delete", "described", "owner_of", "process_text", "rename", "was_freed"]
 
 
 class NamedObject(NamedTuple):
@@ -49,6 +49,18 @@ class NamedObject(NamedTuple):
         bound = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.time))
         rows = [("version", str(self.version)), ("bound", bound), ("ephemeral", "yes" if self.ephemeral else "no")]
         return table("NamedObject", [*rows, *rows_of(self.ref)])
+
+
+def was_freed(error: BaseException, store: _core.Store, name: str, ref: ObjectRef[Any]) -> bool:
+    """
+    Return whether `error` means that an object was freed after it was found by a name.
+
+    If the slot of the object was used several times since, the store only knows that the object is lost. The same error
+    is raised for a spill file that is missing or damaged, but then the name still belongs to the object.
+    """
+    if isinstance(error, ObjectFreedError):
+        return True
+    return isinstance(error, ObjectLostError) and _core.find_name(store, name) != ref
 
 
 def current() -> _core.Store:

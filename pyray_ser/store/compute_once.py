@@ -303,8 +303,10 @@ def get_or_put(
         if ref is not None:
             try:
                 return _core.get(ref, mmap_mode=mmap_mode)
-            except ObjectLostError:
-                continue  # another process freed it after we found it
+            except ObjectLostError as error:
+                if not by_name.was_freed(error, turn.store, turn.name, ref):
+                    raise
+                continue
         turn.wait()
 
 
@@ -367,6 +369,8 @@ async def get_or_put_async(
         if ref is not None:
             try:
                 return _core.get(ref, mmap_mode=mmap_mode)
-            except ObjectLostError:
+            except ObjectLostError as error:
+                if not by_name.was_freed(error, turn.store, turn.name, ref):
+                    raise
                 continue
         await turn.wait_async()

@@ -68,8 +68,9 @@ class Versions:
             entry = _core.wait_name(self._store, self.name, left, self.version)
             try:
                 return self._value(entry)
-            except ObjectLostError:
-                continue  # it was freed after we found it: wait for the next one
+            except ObjectLostError as error:
+                if not by_name.was_freed(error, self._store, self.name, entry[0]):
+                    raise
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -84,8 +85,9 @@ class Versions:
             if entry is not None and entry[1] > self.version:
                 try:
                     return self._value(entry)
-                except ObjectLostError:
-                    pass  # it was freed after we found it: wait for the next one
+                except ObjectLostError as error:
+                    if not by_name.was_freed(error, self._store, self.name, entry[0]):
+                        raise
             del entry  # do not hold an old version during the wait
             while _core.epoch(self._store) == seen:
                 if end is not None and time.monotonic() >= end:

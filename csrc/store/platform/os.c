@@ -31,6 +31,11 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+/* The headers of manylinux images do not define this system call. It has this number on every architecture but alpha. */
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
+
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U
 #endif
@@ -624,6 +629,7 @@ bool prs_os_process_gone(int32_t pid)
     if (kill(pid, 0) < 0 && errno == ESRCH)
         return true;
     int fd = prs_above_standard((int)syscall(SYS_pidfd_open, pid, 0));
+    /* unreached: kernel: no pidfds */
     bool ended = fd >= 0 && prs_os_await_end(fd, 0);
     prs_os_close(fd);
     return ended;

@@ -129,6 +129,29 @@ def test_an_object_larger_than_the_store(form):
     assert in_store(script, 24, **form) == ("True" if "spill_checksum" in form else "1")
 
 
+def test_a_named_object_whose_file_is_missing_is_not_looked_up_without_end():
+    script = """
+    import asyncio
+    refs = [pyray_ser.put(noise(i), name=f"noise-{i}") for i in range(24)]
+    name = next(f"noise-{i}" for i, ref in enumerate(refs) if file_of(ref))
+    os.unlink(file_of(pyray_ser.names()[name]))
+    calls = [
+        lambda: pyray_ser.get_by_name(name),
+        lambda: pyray_ser.get_or_put(name, list),
+        lambda: asyncio.run(pyray_ser.get_or_put_async(name, list)),
+        lambda: next(pyray_ser.watch(name)),
+        lambda: asyncio.run(anext(pyray_ser.watch(name))),
+    ]
+    for call in calls:
+        try:
+            call()
+        except ObjectLostError as error:
+            assert "file" in str(error), error
+            print("lost")
+    """
+    assert in_store(script, 24).split() == ["lost"] * 5
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_damage_is_an_error_of_that_object_alone(form):
     script = """
