@@ -135,7 +135,7 @@ def shutdown() -> None:
         return
     from . import channel, collector, engine, process, settings
 
-    executor = sys.modules.get(f"{__name__}.executor")
+    executor, actor = (sys.modules.get(f"{__name__}.{name}") for name in ("executor", "actor"))
     with collector.ending():
         if executor is not None:
             executor.end_all()
@@ -143,6 +143,8 @@ def shutdown() -> None:
         if running is not None:
             running.shutdown()
         channel.end_all()
+        if actor is not None:
+            actor.join_restarts()
         process.end_all()
         collector.end_collector()
     settings.reset()

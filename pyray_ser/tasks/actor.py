@@ -8,8 +8,10 @@ which they were made.
 from __future__ import annotations
 
 import inspect
+import os
 import time
 import weakref
+from _thread import get_ident, start_new_thread
 from collections import deque
 from collections.abc import Callable
 from sys import is_finalizing
@@ -21,7 +23,7 @@ from .._core import fork_count
 from ..exceptions import ObjectLostError, TaskCancelledError, WorkerDiedError
 from . import protocol, settings, signatures
 from .call import Call, after, make, stop
-from .channel import Channel, Job, fail
+from .channel import Channel, Job, Peer, fail, waits_for_itself
 from .collector import collector, forget
 from .function import Tests, _count, check_options
 from .listener import KILLED, listen, word_is_left
@@ -35,6 +37,8 @@ _OPTIONS: Tests = {
     "max_restarts": (lambda value: _count(value) and value >= -1, "an int >= -1 (without limit)"),
     "name": (lambda value: isinstance(value, str), "a str"),
 }
+# Owners that are starting their process again.
+_restarting: dict[Owner, None] = {}
 _METHOD_OPTIONS: Tests = {
     "num_returns": (lambda value: _count(value) and value >= 1, "an int >= 1"),
     "stream": (lambda value: isinstance(value, bool), "a bool"),
@@ -151,6 +155,9 @@ class Client:
         self._waiting: deque[Call] = deque()
         self._released = False
         self._forks = fork_count()
+        # The thread that pops this item replaces the process of the channel.
+        self._right = [True]
+        self._replacing = 0
 
     def check_process(self) -> None:
         """Raise if the handle was made before this process was forked: only the parent receives the answers."""
@@ -224,6 +231,49 @@ class Client:
         if self._released and not waiting:
             channel.close()
 
+    def replace_later(self) -> None:
+        """
+        Have a thread replace the process of the channel, or end the channel.
+
+        The program's signal handlers do not run in that thread, so their exceptions cannot interrupt the work.
+        """
+        if self._replacing == get_ident():
+            raise waits_for_itself()
+        try:
+            start_new_thread(self._replace_in_turn, ())
+        except RuntimeError:
+            # The interpreter is ending, or no thread can be started.
+            self._replace_in_turn()
+
+    def _replace_in_turn(self) -> None:
+        channel = self.channel
+        try:
+            self._right.pop()
+        except IndexError:
+            # Another thread replaces the process, and checks again after that.
+            return
+        self._replacing = get_ident()
+        try:
+            if channel.calls.dead and not channel.dead:
+                self.replace()
+        except Exception as error:
+            _log.exception("the process of actor %s could not be replaced", self.name)
+            self._end(WorkerDiedError(f"actor {self.name} (process {self.pid}) has ended: {error}", pid=self.pid))
+        finally:
+            self._replacing = 0
+            self._right.append(True)
+            if channel.calls.dead and not channel.dead:
+                # The new process has died, too, and the reader's thread found that this thread still had the right.
+                self.replace_later()
+
+    def replace(self) -> None:
+        """Replace the dead process of the channel, or end the channel."""
+        raise NotImplementedError
+
+    def lost(self, channel: Channel) -> None:
+        """Handle the death of the process: a thread decides which calls are sent again and which fail."""
+        self.replace_later()
+
     def _end(self, ended: WorkerDiedError) -> None:
         """Fail all calls, because the actor has ended and will not be restarted."""
         if self.ended is None:
@@ -244,6 +294,21 @@ class Client:
         return WorkerDiedError(
             pid=ended.pid, exitcode=ended.exitcode, task=task, reason=ended.reason, began=ended.began
         )
+
+    def notice_end(self, process: Peer) -> None:
+        """Handle the death of a process, once no other thread reads; the collector calls this."""
+        if self._sees_end(process):
+            client = weakref.ref(self)
+
+            def check_again() -> bool:
+                found = client()
+                return found is not None and found._sees_end(process)
+
+            collector().repeat(check_again)
+
+    def _sees_end(self, process: Peer) -> bool:
+        channel = self.channel
+        return channel.process is process and not channel.dead and not channel.notice_end()
 
     # ---- the source of its references
 
@@ -351,42 +416,54 @@ class Owner(Client):
                 forget(killers)
                 killers.close()
                 listener.close()
-            elif owner.channel.process is process:
-                owner.channel.notice_end()
+            else:
+                owner.notice_end(process)
 
         collector().watch(process.second_watch(), ended)
 
-    def lost(self, channel: Channel) -> None:
-        """Decide which calls of a dead process are sent again and which fail."""
-        process = channel.process
+    def replace(self) -> None:
+        """Restart the actor, or fail its calls and close its sockets."""
+        process = self.channel.process
         assert isinstance(process, Process)
         # The pipe may have been closed before the process ended.
         end_process(process.process)
         ended = process.died(None)
-        while not self.killed and self._restarts != 0:
-            if word_is_left(self._killers):
-                self.killed = True
-                break
-            self._restarts -= 1
-            try:
-                fresh = self._start()
-            except Exception:
-                _log.exception("actor %s could not be started again", self.name)
-                break
-            again, begun = self._divide(list(channel.calls.sent.values()))
-            for job in begun:
-                fail([job], lambda task: WorkerDiedError(pid=ended.pid, exitcode=ended.exitcode, task=task))
-            channel.revive(fresh, fresh.pipe, again)
-            self._watch(fresh)
-            process.reap()
-            self._kill_again()
-            return
-        self._end(ended)
-        # Reap last: if an exception of the program interrupts this, the collector still sees the end of the process.
-        forget(self._killers)
-        self._killers.close()
-        self._listener.close()
+        _restarting[self] = None
+        try:
+            restarted = self._restart(ended)
+        finally:
+            del _restarting[self]
+        if not restarted:
+            self._end(ended)
+            forget(self._killers)
+            self._killers.close()
+            self._listener.close()
         process.reap()
+
+    def _restart(self, ended: WorkerDiedError) -> bool:
+        """Restart the actor if it may restart, and decide which calls are sent again and which fail."""
+        if not self.killed and word_is_left(self._killers):
+            self.killed = True
+        if self.killed or self._restarts == 0:
+            return False
+        self._restarts -= 1
+        try:
+            fresh = self._start()
+        except Exception:
+            _log.exception("actor %s could not be started again", self.name)
+            return False
+        channel = self.channel
+        again, begun = self._divide(list(channel.calls.sent.values()))
+        for job in begun:
+            fail([job], lambda task: WorkerDiedError(pid=ended.pid, exitcode=ended.exitcode, task=task))
+        if not channel.revive(fresh, fresh.pipe, again):
+            # `shutdown` has closed the channel meanwhile.
+            fresh.kill()
+            collector().bury(fresh)
+            return False
+        self._watch(fresh)
+        self._kill_again()
+        return True
 
     def _kill_again(self) -> None:
         """End the new process if `kill` was called for the previous one."""
@@ -527,3 +604,13 @@ def kill(actor: ActorHandle) -> None:
     client = actor._client
     client.check_process()
     client.kill()
+
+
+def join_restarts() -> None:
+    """Wait for restarts that have begun, after `Channel.end`; at most 5 s."""
+    until = time.monotonic() + 5
+    while _restarting and time.monotonic() < until:
+        time.sleep(0.001)
+
+
+os.register_at_fork(after_in_child=_restarting.clear)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .collector import Collector
     from .refs import TaskRef
 
-__all__ = ["Channel", "Job", "Peer", "end_all", "fail", "number"]
+__all__ = ["Channel", "Job", "Peer", "end_all", "fail", "number", "waits_for_itself"]
 
 # The maximum time that a reader sleeps, in milliseconds.
 SLICE = 500
@@ -80,8 +80,8 @@ class Channel:
     pipe : Descriptor, optional
         The pipe to the process. Without a pipe, calls wait until `revive` is called.
     on_death : callable, optional
-        Called with the channel after the process has ended; it must call `revive` or `give_up`. The default is
-        `give_up`.
+        Called with the channel after the process has ended; it must call `give_up`, or start a thread that calls
+        `revive` or `give_up`. The default is `give_up`. It may be called repeatedly for one process.
     """
 
     def __init__(self, process: Peer, pipe: Descriptor | None, on_death: OnDeath | None = None) -> None:
@@ -93,7 +93,7 @@ class Channel:
         self._followed = False  # another thread also waits, so the reading thread lets the collector read
         self._collected: Collector | None = None  # the collector reads
         self._closing = False
-        self._burying = 0  # the thread that handles the death of the process
+        self._burying = 0  # the thread that marks this channel as dead
         self._forks = fork_count()
         _channels.add(self)
 
@@ -231,23 +231,23 @@ class Channel:
     # ---- the end
 
     def _see_to_death(self) -> None:
+        """Close the pipe of a process that has ended, and tell `on_death`. Only for the reader."""
         calls, thread = self.calls, get_ident()
         if calls.closed:
             self._fail_rest()
             return
         if self._burying == thread:
-            raise RuntimeError(
-                "this signal handler or finalizer waits for a worker process that the code it interrupted is starting again; "
-                "hint: call .remote() there, and get() the result elsewhere"
-            )
+            raise waits_for_itself()
         if self._burying:
             return
-        self._burying = thread
         try:
-            if self._collected is not None:
-                # Do this before the descriptors are closed, because a new channel may reuse their numbers afterwards.
-                self._collected.remove(self)
-            calls.lose()
+            self._burying = thread
+            # Another thread may replace the process of a channel that is marked as dead already.
+            if not calls.dead:
+                if self._collected is not None:
+                    # Do this before the descriptors are closed, because a new channel may reuse their numbers afterwards.
+                    self._collected.remove(self)
+                calls.lose()
             if self._on_death is not None:
                 self._on_death(self)
             else:
@@ -303,15 +303,24 @@ class Channel:
             if job.stream is not None:
                 job.stream.notice()
 
-    def notice_end(self) -> None:
-        """Handle the death of a process, even if no thread waits for an answer from it."""
+    def notice_end(self) -> bool:
+        """
+        Handle the death of a process, even if no thread waits for an answer from it.
+
+        Returns
+        -------
+        bool
+            False if another thread reads. That thread handles the end, unless an exception of the program interrupts
+            it, so the caller must check again later.
+        """
         turn = self.calls.turn(get_ident())
         if turn is None:
-            return  # the reading thread handles the end of the process
+            return False
         try:
             while self.calls.receive():
                 self.serve()
             self._see_to_death()
+            return True
         finally:
             turn.end()
             self._after_reading()
@@ -415,6 +424,14 @@ def end_all() -> None:
     """Close the idle channels, and end the processes of the others, whose calls then fail."""
     for channel in list(_channels):
         channel.end()
+
+
+def waits_for_itself() -> RuntimeError:
+    """Return the error for code that has interrupted the handling of the death for which it waits."""
+    return RuntimeError(
+        "this signal handler or finalizer waits for a worker process that the code it interrupted is starting again; "
+        "hint: call .remote() there, and get() the result elsewhere"
+    )
 
 
 def _failure(job: Job, error: Callable[[str], BaseException]) -> BaseException:

@@ -17,7 +17,6 @@ import signal
 import socket
 import time
 import weakref
-from _thread import start_new_thread
 from collections import deque
 from typing import Any
 
@@ -106,10 +105,8 @@ class Visitor(Client):
         self.pid = pid
         # Announcements to send after the connection is made.
         self._tokens: deque[int] = deque()
-        # The thread that pops this item is the one that connects.
-        self._right = [True]
         self.channel = Channel(_Remote(pid, start), None, self.lost)
-        self._connect_later()
+        self.replace_later()
 
     def hello(self, token: int) -> None:
         """Report to the actor that a handle has arrived."""
@@ -125,56 +122,41 @@ class Visitor(Client):
                 return
             self.channel.send(protocol.write(protocol.HELLO, token))
 
-    def _connect_later(self) -> None:
-        try:
-            self._right.pop()
-        except IndexError:
-            return
-        try:
-            start_new_thread(self._connect, ())
-        except RuntimeError:
-            # The interpreter is ending.
-            self._end(self._gone("this process is ending"))
-
-    def _connect(self) -> None:
-        try:
-            while not self.channel.dead:
-                try:
-                    process, pipe = _call_on(self.address)
-                except ConnectionRefusedError:
-                    self._end(self._gone("it has ended"))
-                    return
-                except (OSError, EOFError) as error:
-                    # The actor has ended meanwhile and may be restarted. If it is not restarted, its owner closes the
-                    # address.
-                    if not _is_passing(error):
-                        self._end(self._gone(f"it does not answer: {error}"))
-                        return
-                    time.sleep(0.02)
-                    continue
-                except Exception as error:
-                    self._end(self._gone(f"it refuses this process: {error}"))
-                    return
-                if self.killed:
-                    process.kill()
-                self.pid = process.pid
-                if self.channel.revive(process, pipe, []):
-                    self._greet()
-                    self._watch(process)
+    def replace(self) -> None:
+        """Fail the calls that were sent, and connect to the process in which the actor runs now, if any."""
+        self.channel.fail_sent()
+        while not self.channel.dead:
+            try:
+                process, pipe = _call_on(self.address)
+            except ConnectionRefusedError:
+                self._end(self._gone("it has ended"))
                 return
-        finally:
-            self._right.append(True)
-            if self.channel.calls.dead and not self.channel.dead:
-                # The actor died again before another thread could connect.
-                self._connect_later()
+            except (OSError, EOFError) as error:
+                # The actor has ended meanwhile and may be restarted. If it is not restarted, its owner closes the
+                # address.
+                if not _is_passing(error):
+                    self._end(self._gone(f"it does not answer: {error}"))
+                    return
+                time.sleep(0.02)
+                continue
+            except Exception as error:
+                self._end(self._gone(f"it refuses this process: {error}"))
+                return
+            if self.killed:
+                process.kill()
+            self.pid = process.pid
+            if self.channel.revive(process, pipe, []):
+                self._greet()
+                self._watch(process)
+            return
 
     def _watch(self, process: _Remote) -> None:
         client = weakref.ref(self)
 
         def ended() -> None:
             visitor = client()
-            if visitor is not None and visitor.channel.process is process and not visitor.channel.dead:
-                visitor.channel.notice_end()
+            if visitor is not None:
+                visitor.notice_end(process)
 
         collector().watch(process.second_watch(), ended)
 
@@ -185,11 +167,6 @@ class Visitor(Client):
         if self.killed or self.ended is None:
             return super()._ended_error(task)
         return WorkerDiedError(f"{self.ended}, so {task} has no result", pid=self.pid, task=task)
-
-    def lost(self, channel: Channel) -> None:
-        """Fail the calls that were sent, and connect to the process in which the actor is restarted, if any."""
-        channel.fail_sent()
-        self._connect_later()
 
     def kill(self) -> None:
         """End the actor immediately, without a restart."""

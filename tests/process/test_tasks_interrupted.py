@@ -201,3 +201,69 @@ def test_a_channel_that_was_added_again_while_it_was_dropped_is_watched():
     channel.calls.reader = 0
     made._drop_unless_new(channel)
     assert not made.has(channel) and made._channels == {}
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_exception_at_any_line_of_a_death_leaves_no_socket_and_no_process(restarts):
+    """A signal handler of the program may raise at each line with which the main thread handles the death of an actor."""
+    script = f"""
+    import itertools, linecache, os, signal, sys, time
+    import pyray_ser as ray
+
+    HERE = os.path.join(os.path.dirname(ray.__file__), "tasks")
+
+    class Struck(Exception): pass
+
+    @ray.remote
+    class Actor:
+        def same(self, value): return value
+        def die(self): os.kill(os.getpid(), signal.SIGKILL)
+
+    def strike_at(n):
+        lines = itertools.count(1)
+        def trace(frame, event, arg):
+            if not frame.f_code.co_filename.startswith(HERE): return None
+            # The interpreter runs signal handlers only at calls, loops and function starts.
+            if event == "line" and "(" in linecache.getline(frame.f_code.co_filename, frame.f_lineno) and next(lines) == n:
+                sys.settrace(None)
+                raise Struck
+            return trace
+        return trace
+
+    def until(condition):
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    restarts = {restarts}
+    struck = 0
+    for n in itertools.count(1):
+        actor = Actor.options(max_restarts=restarts).remote()
+        assert ray.get(actor.same.remote(1), timeout=60) == 1
+        client = actor._client
+        killers, process = client._killers, client.channel.process
+        # Hold the turn, as the main thread does while it waits, and let the process die meanwhile.
+        ref = actor.die.remote()
+        sys.settrace(strike_at(n))
+        try:
+            ray.get(ref, timeout=60)
+        except Struck:
+            struck += 1
+        except ray.exceptions.WorkerDiedError:
+            pass
+        finally:
+            armed = sys.gettrace() is not None
+            sys.settrace(None)
+        if restarts:
+            assert ray.get(actor.same.remote(2), timeout=60) == 2
+            ray.kill(actor)
+        until(lambda: killers.fileno() < 0)
+        until(lambda: process.process.exitcode is not None)
+        assert process.process.exitcode == -signal.SIGKILL
+        if armed:
+            break
+    assert struck > 15, struck
+    print("struck", struck)
+    """
+    assert "struck" in run(script, timeout=300)
