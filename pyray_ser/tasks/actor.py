@@ -18,7 +18,7 @@ from sys import is_finalizing
 from typing import Any, NoReturn
 
 from .. import _log
-from .._calls import take_first
+from .._calls import Descriptor, take_first
 from .._core import fork_count
 from ..exceptions import ObjectLostError, TaskCancelledError, WorkerDiedError
 from . import protocol, settings, signatures
@@ -295,20 +295,38 @@ class Client:
             pid=ended.pid, exitcode=ended.exitcode, task=task, reason=ended.reason, began=ended.began
         )
 
-    def notice_end(self, process: Peer) -> None:
-        """Handle the death of a process, once no other thread reads; the collector calls this."""
-        if self._sees_end(process):
-            client = weakref.ref(self)
+    def _watch(self, process: Peer, *sockets: Descriptor) -> None:
+        """
+        Watch for the end of a process, even if no call is pending.
 
-            def check_again() -> bool:
-                found = client()
-                return found is not None and found._sees_end(process)
+        Parameters
+        ----------
+        process : Peer
+        *sockets : Descriptor
+            Closed after the actor has ended, unless it is restarted. Connections are refused from then on, so no
+            process waits for this actor.
+        """
+        client = weakref.ref(self)
 
-            collector().repeat(check_again)
+        def is_handled() -> bool:
+            found = client()
+            if found is not None and not found.channel.dead:
+                if found.channel.process is process:
+                    found.channel.notice_end()
+                    return False
+                # The actor was restarted, and another function watches its new process.
+                return True
+            for one in sockets:
+                forget(one)
+                one.close()
+            return True
 
-    def _sees_end(self, process: Peer) -> bool:
-        channel = self.channel
-        return channel.process is process and not channel.dead and not channel.notice_end()
+        def ended() -> None:
+            # Another thread may be reading, or may replace the process, so check again.
+            if not is_handled():
+                collector().repeat(lambda: not is_handled())
+
+        collector().watch(process.second_watch(), ended)
 
     # ---- the source of its references
 
@@ -395,7 +413,7 @@ class Owner(Client):
                 collector().watch(killers, killed_elsewhere)
 
         collector().watch(killers, killed_elsewhere)
-        self._watch(process)
+        self._watch(process, self._killers, self._listener)
         self.submit(call)
 
     def _start(self) -> Process:
@@ -404,25 +422,8 @@ class Owner(Client):
         self.pid = process.pid
         return process
 
-    def _watch(self, process: Process) -> None:
-        """Watch for the end of an actor even if no call is pending: other processes may wait for the restart."""
-        client = weakref.ref(self)
-        listener, killers = self._listener, self._killers
-
-        def ended() -> None:
-            owner = client()
-            if owner is None or owner.channel.dead:
-                # Connections from now on must be refused, so that no process waits for this actor.
-                forget(killers)
-                killers.close()
-                listener.close()
-            else:
-                owner.notice_end(process)
-
-        collector().watch(process.second_watch(), ended)
-
     def replace(self) -> None:
-        """Restart the actor, or fail its calls and close its sockets."""
+        """Restart the actor, or fail its calls."""
         process = self.channel.process
         assert isinstance(process, Process)
         # The pipe may have been closed before the process ended.
@@ -435,9 +436,6 @@ class Owner(Client):
             del _restarting[self]
         if not restarted:
             self._end(ended)
-            forget(self._killers)
-            self._killers.close()
-            self._listener.close()
         process.reap()
 
     def _restart(self, ended: WorkerDiedError) -> bool:
@@ -461,7 +459,7 @@ class Owner(Client):
             fresh.kill()
             collector().bury(fresh)
             return False
-        self._watch(fresh)
+        self._watch(fresh, self._killers, self._listener)
         self._kill_again()
         return True
 

@@ -60,6 +60,9 @@ class Peer(Protocol):
     def kill(self) -> None:
         """End the process."""
 
+    def second_watch(self) -> Descriptor:
+        """Return another descriptor that is readable once the process has ended."""
+
     def died(self, task: str | None) -> WorkerDiedError:
         """Return the error to raise for the call that the process was running."""
 
@@ -303,24 +306,15 @@ class Channel:
             if job.stream is not None:
                 job.stream.notice()
 
-    def notice_end(self) -> bool:
-        """
-        Handle the death of a process, even if no thread waits for an answer from it.
-
-        Returns
-        -------
-        bool
-            False if another thread reads. That thread handles the end, unless an exception of the program interrupts
-            it, so the caller must check again later.
-        """
+    def notice_end(self) -> None:
+        """Handle the death of a process, even if no thread waits for an answer from it."""
         turn = self.calls.turn(get_ident())
         if turn is None:
-            return False
+            return  # the reading thread handles the end, unless an exception of the program interrupts it
         try:
             while self.calls.receive():
                 self.serve()
             self._see_to_death()
-            return True
         finally:
             turn.end()
             self._after_reading()

@@ -27,7 +27,6 @@ from ..exceptions import WorkerDiedError
 from . import protocol
 from .actor import ActorHandle, Client, Grip
 from .channel import Channel
-from .collector import collector
 from .listener import WELCOME, leave_word
 
 __all__ = ["reduce"]
@@ -149,16 +148,6 @@ class Visitor(Client):
                 self._greet()
                 self._watch(process)
             return
-
-    def _watch(self, process: _Remote) -> None:
-        client = weakref.ref(self)
-
-        def ended() -> None:
-            visitor = client()
-            if visitor is not None:
-                visitor.notice_end(process)
-
-        collector().watch(process.second_watch(), ended)
 
     def _gone(self, why: str) -> WorkerDiedError:
         return WorkerDiedError(f"the actor of this handle ({self.name}, process {self.pid}): {why}", pid=self.pid)
