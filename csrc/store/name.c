@@ -136,7 +136,8 @@ static bool usable_again(prs_store *s, uint32_t i)
     return true;
 }
 
-#define EXAMINED 16u /* used entries that a bind examines before it takes one that was never used */
+#define NAMES_PER_LOCK 1024u /* entries that prs_name_next examines before other processes may take the lock */
+#define EXAMINED 16u         /* used entries that a bind examines before it takes one that was never used */
 
 /* Return an entry to write: an unused one, or one whose object no longer exists; PRS_NIL if the table is full. */
 static uint32_t vacant(prs_store *s)
@@ -421,25 +422,30 @@ int prs_name_count(prs_store *s, const char *name, size_t len, uint32_t uses, ui
     return found ? PRS_OK : PRS_E_NOTFOUND;
 }
 
-int prs_name_next(prs_store *s, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_oid *id, prs_name_info *info)
+int prs_name_next(prs_store *s, uint32_t *cursor, const char *prefix, size_t prefix_len, char text[PRS_NAME_MAX + 1],
+                  prs_oid *id, prs_name_info *info)
 {
-    if (prs_load_relaxed(&s->closed) || s->orphan || prs_lock_tables(s, NULL) < 0)
-        return 0;
-    int found = 0;
-    for (uint32_t n = entries(s); *cursor < n && !found; ++*cursor) {
-        const prs_name *e = &s->names[*cursor];
-        uint32_t len = prs_load_relaxed(&e->len); /* read it once: another process may damage it after the check */
-        /* unreached: damage */
-        if (len > PRS_NAME_MAX || !alive(s, e))
-            continue;
-        memcpy(text, e->text, len);
-        text[len] = 0;
-        *id = object_of(s, e);
-        if (info)
-            describe(s, *cursor, info);
-        found = 1;
+    bool found = false, ended = false;
+    while (!found && !ended) {
+        if (prs_load_relaxed(&s->closed) || s->orphan || prs_lock_tables(s, NULL) < 0)
+            return 0;
+        uint32_t n = entries(s);
+        for (uint32_t scanned = 0; *cursor < n && !found && scanned < NAMES_PER_LOCK; ++*cursor, scanned++) {
+            const prs_name *e = &s->names[*cursor];
+            uint32_t len = prs_load_relaxed(&e->len); /* read it once: another process may damage it after the check */
+            /* unreached: damage: a length above the maximum */
+            if (len > PRS_NAME_MAX || len < prefix_len || memcmp(e->text, prefix, prefix_len) != 0 || !alive(s, e))
+                continue;
+            memcpy(text, e->text, len);
+            text[len] = 0;
+            *id = object_of(s, e);
+            if (info)
+                describe(s, *cursor, info);
+            found = true;
+        }
+        ended = *cursor >= n;
+        prs_unlock(s);
     }
-    prs_unlock(s);
     return found;
 }
 

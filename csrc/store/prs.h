@@ -287,8 +287,10 @@ int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id, p
 int prs_name_use(prs_store *store, const char *name, size_t len, uint32_t max_age, prs_oid *id, prs_name_info *info);
 /* Add to the numbers of uses and to the note of a name. Return PRS_E_NOTFOUND if no object has the name. */
 int prs_name_count(prs_store *store, const char *name, size_t len, uint32_t uses, uint64_t note);
-/* Get the next name from *cursor on, NUL-terminated, and its object; return 1, or 0 at the end.  `info` may be NULL. */
-int prs_name_next(prs_store *store, uint32_t *cursor, char text[PRS_NAME_MAX + 1], prs_oid *id, prs_name_info *info);
+/* Get the next name from *cursor on that starts with a prefix, NUL-terminated, and its object; return 1, or 0 at the
+ * end.  `info` may be NULL. */
+int prs_name_next(prs_store *store, uint32_t *cursor, const char *prefix, size_t prefix_len,
+                  char text[PRS_NAME_MAX + 1], prs_oid *id, prs_name_info *info);
 
 /* ---- spill files in the caller's format ------------------------------------------------------- */
 

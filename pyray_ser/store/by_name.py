@@ -82,8 +82,8 @@ def described(prefix: str = "") -> dict[str, NamedObject]:
     """Return the named objects whose name starts with a prefix, without those of this package."""
     store, now = current(), time.time()
     found = {}
-    for name, *_ in _core.names_of(store):
-        if not name.startswith(prefix) or name.startswith(_core.NAME_RESERVED):
+    for name, *_ in _core.names_of(store, prefix):
+        if name.startswith(_core.NAME_RESERVED):
             continue
         # Omit objects that were freed after they were listed.
         entry = _core.find_version(store, name)

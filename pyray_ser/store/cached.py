@@ -119,9 +119,9 @@ class _Cache:
         turn.see()
         ref = _core.use_name(turn.store, turn.name.encode(), self.max_age)
         if ref is None and self.ttl is not None:
-            for old in cached_results.entries(turn.store, turn.name):
-                if old.age >= self.max_age:  # another process may have replaced it meanwhile
-                    cached_results.forget(turn.store, old)
+            entry = _core.find_version(turn.store, turn.name)
+            if entry is not None and entry[2] >= self.max_age:  # another process may have replaced it meanwhile
+                cached_results.forget(turn.store, turn.name, entry[0])
         return ref
 
     def store_result(self, turn: Turn, value: Any) -> ObjectRef[Any] | None:
@@ -137,9 +137,10 @@ class _Cache:
         if self.maxsize is not None:
             if (ref.size or 0) > self.maxsize:
                 self.warn(f"it has {ref.size} bytes, and the cache {self.maxsize}")
-            excess = sum(size for _, size in cached_results.sized(turn.store, self.prefix)) - self.maxsize
+            found = cached_results.sized(turn.store, self.prefix)
+            excess = sum(size for _, size in found) - self.maxsize
             if excess > 0:
-                cached_results.drop(turn.store, self.prefix, excess)
+                cached_results.drop(turn.store, found, excess)
         return ref
 
     def claim(self, turn: Turn) -> bool | None:
@@ -187,7 +188,8 @@ class _Cache:
         """Drop the result for these arguments; return whether there was one."""
         name = self.encoded(args, kwargs).decode()
         store = by_name.current()
-        return any(cached_results.forget(store, entry) for entry in cached_results.entries(store, name))
+        ref = _core.find_name(store, name)
+        return ref is not None and cached_results.forget(store, name, ref)
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ imports little.
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import _core
 from ..exceptions import NameExistsError, ObjectLostError, ObjectStoreFullError, StoreFullError
@@ -38,8 +38,7 @@ def entries(store: _core.Store, prefix: str) -> list[Entry]:
     """Return the entries whose names start with a prefix, with those that count."""
     return [
         Entry(name, identity, age, uses, used, note)
-        for name, identity, _, age, _, uses, used, note in _core.names_of(store)
-        if name.startswith(prefix)
+        for name, identity, _, age, _, uses, used, note in _core.names_of(store, prefix)
     ]
 
 
@@ -57,15 +56,15 @@ def sized(store: _core.Store, prefix: str) -> list[tuple[Entry, int]]:
     return sorted(found, key=lambda pair: pair[0].used)
 
 
-def drop(store: _core.Store, prefix: str, excess: int, least: float = 0) -> int:
+def drop(store: _core.Store, found: list[tuple[Entry, int]], excess: int, least: float = 0) -> int:
     """
     Drop the least recently used results until `excess` bytes are dropped.
 
     Parameters
     ----------
     store : Store
-    prefix : str
-        Of the names of the results.
+    found : list of tuple
+        The results, as `sized` returns them.
     excess : int
         Bytes to drop.
     least : float
@@ -77,26 +76,25 @@ def drop(store: _core.Store, prefix: str, excess: int, least: float = 0) -> int:
         The number of dropped results.
     """
     dropped = 0
-    found = sized(store, prefix)
     for entry, size in found:
         if excess <= 0 and dropped >= least * len(found):
             break
-        if forget(store, entry):
+        try:
+            ref = _core.ObjectRef.from_binary(entry.identity)
+        except ObjectLostError:
+            continue  # another process was faster
+        if forget(store, entry.name, ref):
             excess -= size
             dropped += 1
     return dropped
 
 
-def forget(store: _core.Store, entry: Entry) -> bool:
+def forget(store: _core.Store, name: str, ref: _core.ObjectRef[Any]) -> bool:
     """Drop one result. Processes that read it keep it."""
-    try:
-        ref = _core.ObjectRef.from_binary(entry.identity)
-    except ObjectLostError:
-        return False  # another process was faster
-    uses = _core.unbind_name(store, entry.name, ref)
+    uses = _core.unbind_name(store, name, ref)
     if uses is None:
-        return False
-    count(store, entry.name.rpartition("/")[0] + "/", uses, 0)
+        return False  # another process was faster
+    count(store, name.rpartition("/")[0] + "/", uses, 0)
     return True
 
 
@@ -131,6 +129,6 @@ def drop_results(store: _core.Store, size: int) -> int:
     _dropping.now = True
     try:
         stats = store.stats()
-        return drop(store, PREFIX, size - (stats["capacity"] - stats["used"]), 1 / 16)
+        return drop(store, sized(store, PREFIX), size - (stats["capacity"] - stats["used"]), 1 / 16)
     finally:
         _dropping.now = False

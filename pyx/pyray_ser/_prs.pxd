@@ -183,7 +183,8 @@ cdef extern from "store/prs.h" nogil:
     int prs_name_use(prs_store *store, const char *name, size_t len, uint32_t max_age, prs_oid *id,
                      prs_name_info *info) noexcept
     int prs_name_count(prs_store *store, const char *name, size_t len, uint32_t uses, uint64_t note) noexcept
-    int prs_name_next(prs_store *store, uint32_t *cursor, char *text, prs_oid *id, prs_name_info *info) noexcept
+    int prs_name_next(prs_store *store, uint32_t *cursor, const char *prefix, size_t prefix_len, char *text, prs_oid *id,
+                      prs_name_info *info) noexcept
 
     enum:
         PRS_SPILL_RAW

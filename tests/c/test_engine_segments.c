@@ -192,7 +192,7 @@ static void exercise(prs_store *s)
     prs_get_stats(s, &stats);
     cursor = 0;
     prs_oid found;
-    while (prs_name_next(s, &cursor, name, &found, NULL) > 0)
+    while (prs_name_next(s, &cursor, "", 0, name, &found, NULL) > 0)
         ;
     (void)prs_name_find(s, "four", 4, &found, NULL);
     (void)prs_name_bind(s, "five", 4, &kept[5], 0, &e);

@@ -87,9 +87,20 @@ TEST(the_table_fills_and_is_reused)
     uint32_t cursor = 0;
     char text[PRS_NAME_MAX + 1];
     int listed = 0;
-    for (prs_oid id; prs_name_next(s, &cursor, text, &id, NULL);)
+    for (prs_oid id; prs_name_next(s, &cursor, "", 0, text, &id, NULL);)
         listed++;
     CHECK_EQ(listed, 65536);
+    static const struct {
+        const char *prefix;
+        int names;
+    } prefixes[] = {{"name ", 65535}, {"name 6553", 7}, {"name 65535", 1}, {"again", 1}, {"again ", 0}, {"ame", 0}};
+    for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
+        const char *prefix = prefixes[i].prefix;
+        cursor = 0, listed = 0;
+        for (prs_oid id; prs_name_next(s, &cursor, prefix, strlen(prefix), text, &id, NULL); listed++)
+            CHECK(strncmp(text, prefix, strlen(prefix)) == 0);
+        CHECK_EQ(listed, prefixes[i].names);
+    }
     CHECK_EQ(prs_check(s, &error), PRS_OK);
     prs_dispose(s);
 }
@@ -142,7 +153,7 @@ TEST(an_ephemeral_name_ends_with_the_last_holder_of_its_object)
     CHECK_EQ(prs_name_find(s, "n", 1, &found, NULL), PRS_E_NOTFOUND);
     uint32_t cursor = 0;
     char text[PRS_NAME_MAX + 1];
-    CHECK_EQ(prs_name_next(s, &cursor, text, &found, NULL), 0);
+    CHECK_EQ(prs_name_next(s, &cursor, "", 0, text, &found, NULL), 0);
     prs_oid next = put(s, "next");
     CHECK_EQ(prs_name_bind(s, "n", 1, &next, PRS_NAME_EPHEMERAL, &error), PRS_OK);
     CHECK(reads(s, "n", "next"));

@@ -34,7 +34,7 @@ static void refuses_all(prs_store *s, const prs_oid *held, const prs_oid *other)
     CHECK_EQ(prs_flights(s, &cursor, flight, 4, &e), PRS_E_CLOSED);
     CHECK_EQ(prs_flights_end(s, 0, 0, &e), PRS_E_CLOSED);
     CHECK_EQ(prs_name_find(s, "name", 4, &id, NULL), PRS_E_CLOSED);
-    CHECK_EQ(prs_name_next(s, &cursor, text, &id, NULL), 0);
+    CHECK_EQ(prs_name_next(s, &cursor, "", 0, text, &id, NULL), 0);
     CHECK_EQ(prs_name_use(s, "name", 4, 1, &id, NULL), PRS_E_CLOSED);
     CHECK_EQ(prs_name_count(s, "name", 4, 1, 1), PRS_E_CLOSED);
     CHECK_EQ(prs_name_unbind(s, "name", 4, NULL, NULL, &e), PRS_E_CLOSED);
@@ -525,7 +525,7 @@ static bool ask(struct asked *a, int which, int *rc, bool *silent)
         return true;
     case 12:
         *silent = true;
-        return *rc = prs_name_next(s, &cursor, text, &id, NULL), true;
+        return *rc = prs_name_next(s, &cursor, "", 0, text, &id, NULL), true;
     case 13:
         *silent = true;
         prs_token_drop(s, &a->id, &a->token);

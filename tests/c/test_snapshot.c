@@ -84,7 +84,7 @@ TEST(what_the_dead_held_is_shown_and_stays)
     char text[PRS_NAME_MAX + 1];
     prs_oid id;
     cursor = 0;
-    CHECK_EQ(prs_name_next(s, &cursor, text, &id, NULL), 1);
+    CHECK_EQ(prs_name_next(s, &cursor, "", 0, text, &id, NULL), 1);
     CHECK(strcmp(text, "kept") == 0);
     CHECK_EQ(prs_check(s, &error), PRS_OK);
     prs_dispose(s);

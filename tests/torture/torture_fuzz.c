@@ -260,7 +260,7 @@ static void use(prs_store *s, uint64_t *rng)
                 prs_unref(s, &record[i].id);
         }
     cursor = 0;
-    for (int rounds = 0; prs_name_next(s, &cursor, text, &id, NULL) > 0 && rounds < 10000; rounds++)
+    for (int rounds = 0; prs_name_next(s, &cursor, "", 0, text, &id, NULL) > 0 && rounds < 10000; rounds++)
         (void)prs_state(s, &id);
     (void)prs_name_find(s, "weights", 7, &id, NULL);
     prs_name_info info;

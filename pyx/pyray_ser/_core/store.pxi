@@ -22,9 +22,9 @@ NAME_RESERVED = "pyray_ser/"
 NAME_CACHED = NAME_RESERVED + "cached/"
 
 
-def names_of(Store store not None):
+def names_of(Store store not None, str prefix=""):
     """
-    Return a list of tuples: name, `binary` of its object, version, age in seconds, whether the name keeps the object,
+    Return a list of tuples for the names that start with a prefix: name, `binary` of its object, version, age in seconds, whether the name keeps the object,
     number of uses, order of the last use, note.
     """
     cdef char[PRS_NAME_MAX + 1] text
@@ -34,11 +34,15 @@ def names_of(Store store not None):
     cdef int more
     cdef prs_store *handle
     cdef list found = []
+    # Surrogates are valid in a str, but not in a name.
+    cdef bytes start = prefix.encode("utf-8", "surrogatepass")
+    cdef const char *first = start
+    cdef size_t length = len(start)
     while True:
         store.check_open()
         handle = begin(store)
         with nogil:
-            more = prs_name_next(handle, &cursor, text, &id, &info)
+            more = prs_name_next(handle, &cursor, first, length, text, &id, &info)
         end(handle)
         if not more:
             return found
@@ -50,10 +54,7 @@ def names_of(Store store not None):
 cdef bint drop_cached(Store store, uint64_t size) except -1:
     """Drop cached results until `size` bytes may be free; return whether there were any."""
     # Most stores have none. Then import nothing, because this process may not be able to read files any more.
-    for entry in names_of(store):
-        if (<str>entry[0]).startswith(NAME_CACHED):
-            return drop_results(store, size)
-    return False
+    return bool(names_of(store, NAME_CACHED)) and drop_results(store, size)
 
 
 cdef int revive(Store store) except -1:

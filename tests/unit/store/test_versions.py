@@ -159,6 +159,7 @@ def test_prefixes_and_details(name):
         assert isinstance(entry, pyray_ser.NamedObject)
         assert abs(entry.time - time.time()) < patience(60) and not entry.ephemeral
     assert pyray_ser.names("no such prefix") == {}
+    assert pyray_ser.names("\ud800") == {}
 
 
 # ---- versions -------------------------------------------------------------------------------------------------------------
