@@ -314,7 +314,9 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
     if (!value) {
         if (s->restart)
             return SAVE_ERROR;
-        if (!(type->tp_flags & Py_TPFLAGS_HEAPTYPE) && PyErr_ExceptionMatches(PyExc_TypeError)) {
+        /* Since 3.13 the type of the standard streams is a heap type. */
+        if ((!(type->tp_flags & Py_TPFLAGS_HEAPTYPE) || prp_is_standard_stream(obj)) &&
+            PyErr_ExceptionMatches(PyExc_TypeError)) {
             if (trusted && s->elide)
                 return SAVE_ERROR;
             return reduce_by_value(s, obj);

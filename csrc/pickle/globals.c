@@ -363,10 +363,14 @@ static PyObject *cloudpickle_reducer(prp_saver *s, PyTypeObject *type)
     return found;
 }
 
-/* Return whether cloudpickle pickles this file by its name in `sys`. */
-static bool is_standard_stream(PyObject *file)
+static bool is_text_file(PyObject *obj)
 {
-    return file == PySys_GetObject("stdout") || file == PySys_GetObject("stderr");
+    return strcmp(Py_TYPE(obj)->tp_name, "_io.TextIOWrapper") == 0;
+}
+
+bool prp_is_standard_stream(PyObject *obj)
+{
+    return is_text_file(obj) && (obj == PySys_GetObject("stdout") || obj == PySys_GetObject("stderr"));
 }
 
 int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
@@ -380,7 +384,7 @@ int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value)
         *value = PRP_FOREIGN(PyObject_CallMethodOneArg(s->by_value, prp_g.str_reducer_override, obj));
     } else {
         /* cloudpickle would read an open text file and send a copy of what it read. */
-        if (strcmp(type->tp_name, "_io.TextIOWrapper") == 0 && !is_standard_stream(obj))
+        if (is_text_file(obj) && !prp_is_standard_stream(obj))
             return 0;
         PyObject *reducer = cloudpickle_reducer(s, type);
         if (!reducer)

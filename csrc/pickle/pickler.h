@@ -269,6 +269,7 @@ int prp_save_type(prp_saver *s, PyObject *obj); /* for classes whose type is exa
 int prp_method_has_name(prp_saver *s, PyObject *method);
 int prp_save_named(prp_saver *s, PyObject *obj); /* function, or class with a metaclass: by reference, else by value */
 int prp_save_class(prp_saver *s, PyObject *cls); /* saves any class, as a GET if it is in the memo */
+bool prp_is_standard_stream(PyObject *obj);      /* whether cloudpickle pickles this file by its name in `sys` */
 int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value); /* get cloudpickle's reduction: 1; 0: none; -1 */
 
 /* ---- protocol_0_3.c: atoms of protocols 0 and 1, and other things below protocol 4 ---- */

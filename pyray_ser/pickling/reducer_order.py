@@ -25,9 +25,14 @@ _BY_TABLE = frozenset({("_weakrefset", "WeakSet"), ("dataclasses", "_FIELD_BASE"
 _mro = vars(type)["__mro__"].__get__
 
 
+def _is_standard_stream(obj: object) -> bool:
+    """Return whether cloudpickle pickles this file by its name in `sys`."""
+    return type(obj) is TextIOWrapper and (obj is sys.stdout or obj is sys.stderr)
+
+
 def _is_file(obj: object) -> bool:
     """Return whether this is an open text file, of which cloudpickle would send a copy of what it reads."""
-    return type(obj) is TextIOWrapper and obj is not sys.stdout and obj is not sys.stderr
+    return type(obj) is TextIOWrapper and not _is_standard_stream(obj)
 
 
 def _is_heap_type(cls: type) -> bool:
@@ -226,7 +231,8 @@ class Reduction:
                 return "__reduce_ex__", reduce_ex(self.protocol)
             except TypeError:
                 # Modules, code objects and dictionary views refuse to be pickled, but cloudpickle can pickle them.
-                if by_value is None or _is_heap_type(cls) or _is_file(obj):
+                # Since Python 3.13 the type of the standard streams is a heap type.
+                if by_value is None or _is_file(obj) or (_is_heap_type(cls) and not _is_standard_stream(obj)):
                     raise
             return "cloudpickle", by_value(obj)
         reduce = getattr(obj, "__reduce__", None)

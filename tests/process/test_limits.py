@@ -252,6 +252,7 @@ def test_no_address_space():
     assert run(body) == "0 0"
 
 
+@pytest.mark.skipif("PYRAY_SER_UNDER_SANITIZER" in os.environ, reason="a sanitizer needs the address space itself")
 def test_a_default_capacity_shrinks_until_it_fits():
     """If address space or file size is limited, a store with the default capacity gets a smaller one and warns."""
     body = """

@@ -171,7 +171,7 @@ def test_an_end_that_runs_atexit_removes_the_file(named, end, status):
 )
 def test_what_a_sudden_end_left_goes_with_the_next_store_of_any_name(named, end, status):
     text = f"""
-    code = "pyray_ser.init(name=sys.argv[1], capacity=1 << 24); pyray_ser.put(b'x' * 1000000); import signal; {end}"
+    code = "pyray_ser.init(name=sys.argv[1], capacity=1 << 24); pyray_ser.put(b'x' * 1000000); import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); {end}"
     stranger(code, name + "-left", status={status})
     left = named_stores.path_of(name + "-left")
     assert os.path.exists(left)

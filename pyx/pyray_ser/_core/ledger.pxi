@@ -21,24 +21,33 @@ cdef extern from *:
 cdef dict ledgers = {}
 
 
-cdef inline int ledger_begin(Store store, const prs_draft *draft, uint64_t size) except -1:
+# The callers of these functions expect no exception, so an object whose ledger finds no memory is not checked.
+
+cdef inline void ledger_begin(Store store, const prs_draft *draft, uint64_t size) noexcept:
     if prx_ledger:
-        ledgers[store.id, draft.id.serial] = (size, [])
         if draft.dst is not NULL:
             memset(draft.dst, 0xa5, size)
-    return 0
+        try:
+            ledgers[store.id, draft.id.serial] = (size, [])
+        except MemoryError:
+            return
 
 
-cdef inline int ledger_write(Store store, const prs_draft *draft, uint64_t at, uint64_t n) except -1:
+cdef inline void ledger_write(Store store, const prs_draft *draft, uint64_t at, uint64_t n) noexcept:
     if prx_ledger and n:
-        found = ledgers.get((store.id, draft.id.serial))
-        if found is not None:
-            found[1].append((at, n))
-    return 0
+        try:
+            found = ledgers.get((store.id, draft.id.serial))
+            if found is not None:
+                found[1].append((at, n))
+        except MemoryError:
+            forget_ledger(store, draft)
 
 
 cdef void forget_ledger(Store store, const prs_draft *draft) noexcept:
-    ledgers.pop((store.id, draft.id.serial), None)
+    try:
+        ledgers.pop((store.id, draft.id.serial), None)
+    except MemoryError:
+        return  # the entry stays; no other object gets this number
 
 
 cdef inline int ledger_seal(Store store, const prs_draft *draft) except -1:

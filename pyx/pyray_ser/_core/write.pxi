@@ -169,7 +169,8 @@ cdef inline int alloc_small(Store store, uint64_t total, prs_draft *draft, int64
             or prs_alloc(store.handle, total, PRS_ALLOC_TRY, draft, NULL) != PRS_OK):
         return store.alloc(total, 0, draft, deadline)
     prs_use(draft.store)
-    return ledger_begin(store, draft, total)
+    ledger_begin(store, draft, total)
+    return 0
 
 
 cdef object put_stream(Store store, const uint8_t *stream, Py_ssize_t stream_size, int64_t deadline):

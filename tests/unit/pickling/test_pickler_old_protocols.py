@@ -89,8 +89,8 @@ BY_VALUE = (
     weakref.WeakKeyDictionary,
     weakref.WeakValueDictionary,
 )
-# Instances of these types would block, or use descriptors and signals of the test run.
-NOT_MADE = {"FileIO", "socket", "fromfd", "open", "SocketIO"}
+# Instances of these types would block, use descriptors and signals of the test run, or fail in their finalizers.
+NOT_MADE = {"FileIO", "socket", "fromfd", "open", "SocketIO", "_DeleteDummyThreadOnDel"}
 # The interpreter calls instances of these types, or waits for them, before it exits; a second `_MainThread` never ends.
 USED_AT_EXIT = (threading.Thread, weakref.finalize)
 
@@ -103,7 +103,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def classes():
     for name in MODULES:
-        for cls in vars(importlib.import_module(name)).values():
+        for cls in list(vars(importlib.import_module(name)).values()):
             if isinstance(cls, type) and not issubclass(cls, type):
                 yield cls
 

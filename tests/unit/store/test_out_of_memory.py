@@ -33,6 +33,9 @@ SCRIPT = """
         "objects": pyray_ser.objects,
         "names": pyray_ser.names,
     }
+    if sys.version_info >= (3, 13):
+        # CPython itself crashes if it cannot allocate the function of a generator expression, of which wait() has one.
+        del calls["wait"]
     for name, call in calls.items():
         call()
         failed = 0
