@@ -273,7 +273,7 @@ enum {
  * ref. */
 int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, uint32_t flags, prs_error *error);
 /* Unbind a name, but, if `id` is not NULL, only from that object.  The object lives on as long as others hold it.
- * Return PRS_E_NOTFOUND if the name is not bound like that.  `info`, which may be NULL, describes the name as it was. */
+ * Return PRS_E_NOTFOUND if the name is not bound like that.  `info` may be NULL; it receives the former entry. */
 int prs_name_unbind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_name_info *info,
                     prs_error *error);
 /* Give an object a new name in place of the old one, in one step.  Return PRS_E_NOTFOUND if no object has the old name,

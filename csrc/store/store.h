@@ -226,7 +226,7 @@ static inline uint32_t prs_extents_max(const prs_store *s)
 /* Return whether a range of bytes is inside the data area. */
 static inline bool prs_in_data(const prs_store *s, uint64_t off, uint64_t size)
 {
-    /* unreached: damage 2 */
+    /* unreached by tests (damaged tables, 2 branches) */
     return off <= s->capacity && size <= s->capacity - off;
 }
 /* Return the number of words of the holder bitmaps that clients have ever used. */
