@@ -225,7 +225,7 @@ int prp_out_large(prp_saver *s, const uint8_t *header, size_t header_len, const 
                   PyObject *owner);
 int prp_out_finish(prp_saver *s); /* writes STOP and closes the frame */
 PyObject *prp_out_bytes(prp_saver *s);
-void prp_out_unhold(prp_saver *s); /* call it after a dump with to_bytes, to return to the scratch buffer */
+void prp_out_unhold(prp_saver *s); /* after a dump with to_bytes: writes to the scratch buffer again */
 int prp_out_flush(prp_saver *s);   /* passes the output to s->write */
 size_t prp_out_len(const prp_saver *s);
 

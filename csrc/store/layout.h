@@ -223,7 +223,7 @@ typedef struct prs_name {
     uint32_t next;     /* 1 + index of the next entry of the bucket, 0 at the end                    */
     uint32_t uses;     /* number of uses, see prs_name_use                                           */
     uint64_t used;     /* the arena's name_uses at the last use or, before it, at the bind           */
-    uint64_t note;     /* a number that the caller counts, see prs_name_count                        */
+    uint64_t note;     /* a counter for the caller, see prs_name_count                        */
     char text[PRS_NAME_ROOM];
 } prs_name;
 
@@ -284,7 +284,7 @@ typedef struct prs_arena {
     uint64_t name_version; /* version of the name that was bound last */
     uint64_t name_uses;    /* increases with each bind and use of a name */
     uint32_t name_buckets; /* number of buckets in use, a power of two; 0 before the first name */
-    uint32_t name_hand;    /* the entry at which the search for one to use again resumes        */
+    uint32_t name_hand;    /* the entry at which the search for a reusable entry resumes        */
     uint64_t fl_bitmap;
     uint32_t sl_bitmap[PRS_FL_COUNT];
     uint32_t bins[PRS_FL_COUNT][PRS_SL_COUNT];

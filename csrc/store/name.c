@@ -43,7 +43,7 @@ static bool alive(prs_store *s, const prs_name *e)
 
 /* ---- the chains; under the store lock ------------------------------------------------------------- */
 
-/* Return the number of buckets, as far as they exist. */
+/* Return the number of buckets that this process may read. */
 static uint32_t buckets(const prs_store *s)
 {
     uint32_t n = s->super->arena.name_buckets;
@@ -83,7 +83,7 @@ static void unchain(prs_store *s, uint32_t i)
     }
 }
 
-/* Make all chains again. */
+/* Rebuild all chains. */
 static void rechain(prs_store *s)
 {
     uint32_t n = entries(s), width = buckets(s);
@@ -136,7 +136,7 @@ static bool usable_again(prs_store *s, uint32_t i)
     return true;
 }
 
-#define EXAMINED 16u /* used entries that a bind examines before it takes one that was never used */
+#define EXAMINED 16u /* used entries that a bind examines before it uses a new one */
 
 /* Return an entry to write: an unused one, or one whose object no longer exists; PRS_NIL if the table is full. */
 static uint32_t vacant(prs_store *s)
@@ -193,8 +193,8 @@ static int lock_for_bind(prs_store *s, prs_error *error)
     return prs_link_lock(s, error);
 }
 
-/* Give back the lock, and free the objects in these slots if nobody holds them.  If a name was bound or unbound, wake
- * the clients that wait for one. */
+/* Release the lock, and free the objects in these slots if they have no holder.  If a name was bound or unbound, wake
+ * the clients that wait for a name. */
 static void unlock_and_wake(prs_store *s, bool changed, uint32_t first, uint32_t second)
 {
     prs_unlock(s);

@@ -129,7 +129,7 @@ def unbind_name(Store store not None, name, ObjectRef only=None):
     Returns
     -------
     int or None
-        The number of uses of the name; None if it is not bound like that.
+        The number of uses of the name; None if it is unbound or belongs to another object.
     """
     cdef prs_error error
     cdef prs_name_info info
