@@ -134,7 +134,7 @@ class Turn:
         # A coroutine that is closed with its event loop ends in another context, so a token would be refused here.
         _computing.set(tuple(turn for turn in _computing.get() if turn is not self))
         claim, self._claim = self._claim, None
-        # A child that was forked by the factory may end this call, too; the claim is that of its parent.
+        # A child that was forked by the factory may end this call, too, but the claim belongs to its parent.
         if claim is not None and self._pid == os.getpid() and not self.store.closed:
             _core.unbind_name(self.store, self._claim_name, claim)
 

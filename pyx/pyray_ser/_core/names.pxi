@@ -52,7 +52,11 @@ cdef int bind_encoded(ObjectRef ref, bytes encoded, object name, uint32_t flags=
 
 
 cdef ObjectRef find_encoded(Store store, bytes encoded, prs_name_info *info=NULL, uint32_t max_age=0):
-    """Return the object with a name, or None; with `max_age`, count it as a use of the name. This releases the GIL, because the engine acquires the store's lock."""
+    """
+    Return the object with a name, or None; with `max_age`, count it as a use of the name.
+
+    This releases the GIL, because the engine acquires the store's lock.
+    """
     cdef prs_oid id
     cdef int status
     cdef prs_store *handle
