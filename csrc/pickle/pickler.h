@@ -7,8 +7,9 @@
  *
  * The three modes differ in how closely the opcodes follow the standard library's pickler. Streams of all modes load as
  * the same objects:
- *     letter   a Pickler object, and protocols below 5: every opcode as _pickle writes it, MEMOIZE included
- *     full     module functions, once foreign code has run: every object that can occur again is memoized
+ *     exact    protocols below 5, and a Pickler with hooks or `fast`: every opcode as _pickle writes it, MEMOIZE included
+ *     full     other Pickler objects, and module functions once foreign code has run: every object that can occur again
+ *              is memoized
  *     elide    module functions at protocol 5, before foreign code has run: objects with one reference are not memoized
  *
  * Why `elide` is correct: an object with one reference can be reached only through its single holder. The pickler
@@ -133,8 +134,8 @@ struct prp_saver {
     bool framing; /* protocol 4 and up, but not in put mode */
     bool elide;
     bool elided; /* an object has been left out of the memo */
-    bool letter;
-    bool fast; /* Pickler.fast: nothing is memoized */
+    bool exact;  /* every opcode is that of _pickle; set by prp_dump */
+    bool fast;   /* Pickler.fast: nothing is memoized */
     bool fix_imports;
     bool put; /* put mode, see put.c */
     bool put_small_root;
