@@ -193,7 +193,7 @@ int prs_get_stats(prs_store *s, prs_stats *out)
     memset(out, 0, sizeof *out);
     if (prs_load_relaxed(&s->closed))
         return PRS_E_CLOSED;
-    prs_deferred_run(s, true);
+    prs_deferred_run(s, PRS_WAIT);
     prs_reap_dead(s, PRS_SECOND);
     prs_super *super = s->super;
     uint64_t reserved = 0, used = 0, overhead = 0;

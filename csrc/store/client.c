@@ -132,7 +132,7 @@ static bool clean_as_janitor(prs_store *s)
     if (state != PRS_CLIENT_FREE && prs_tables_prefault(s) == 0)
         prs_client_recover_slots(s, i); /* an earlier janitor died while reaping */
     prs_reap_dead(s, 0);
-    prs_deferred_run(s, true); /* do this now, because no client reaps the janitor after it has left */
+    prs_deferred_run(s, PRS_WAIT); /* do this now, because no client reaps the janitor after it has left */
     prs_client_release(s);
     return true;
 }

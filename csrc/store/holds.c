@@ -50,7 +50,7 @@ static uint32_t record_take(prs_store *s)
     prs_arena *a = arena_of(s);
     uint32_t i = first_free(s);
     if (i != PRS_NIL) {
-        a->link_free = s->links[i].next;
+        a->link_free = s->links[i].next_free;
         return i;
     }
     /* unreached by tests (damaged tables) */
@@ -67,7 +67,7 @@ static void record_free(prs_store *s, uint32_t i)
         a->edges--;
     l->kind = PRS_LINK_FREE;
     l->serial = 0;
-    l->next = a->link_free;
+    l->next_free = a->link_free;
     a->link_free = i;
 }
 
@@ -173,7 +173,7 @@ int prs_link_lock(prs_store *s, prs_error *error)
  * after unlocking.  A BYTES link may hold the bytes of a freed object, because the caller has pinned
  * them. */
 uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
-                       uint32_t next, bool *undone)
+                       uint32_t note, bool *undone)
 {
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint32_t i = record_take(s);
@@ -188,7 +188,7 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
                     .generation = id->generation,
                     .owner = owner,
                     .owner_tag = owner_tag,
-                    .next = next,
+                    .note = note,
                     .created = prs_age(s),
                     .pid = (uint32_t)s->pid};
     PRS_POINT(link_filled);
@@ -201,7 +201,7 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
     if (*undone) {
         (void)uncount(slot, kind);
         l->serial = 0;
-        l->next = arena_of(s)->link_free;
+        l->next_free = arena_of(s)->link_free;
         arena_of(s)->link_free = i;
         return PRS_NIL;
     }
@@ -298,7 +298,7 @@ static int add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, uint32
     bool undone;
     uint32_t i = prs_link_make(s, inner, kind, draft->id.slot, draft->id.generation, PRS_NIL, &undone);
     if (i != PRS_NIL) {
-        s->links[i].next = prs_load_relaxed(&outer->edges);
+        s->links[i].next_edge = prs_load_relaxed(&outer->edges);
         prs_store_relaxed(&outer->edges, i);
         PRS_POINT(edge_chained);
     }
@@ -329,7 +329,7 @@ static void adopt(prs_store *s, uint32_t i)
     *(volatile uint32_t *)&l->kind = prs_link_holds_bytes(l->kind) ? PRS_LINK_BYTES_DYING : PRS_LINK_DYING;
     *(volatile uint32_t *)&l->owner_tag = s->incarnation;
     *(volatile uint32_t *)&l->owner = s->me;
-    l->next = s->dying;
+    l->next_edge = s->dying;
     s->dying = i;
 }
 
@@ -341,7 +341,7 @@ void prs_link_splice(prs_store *s, uint32_t outer)
     /* unreached by tests (damaged tables) */
     while (i != PRS_NIL && i < limit) {
         prs_link *l = &s->links[i];
-        uint32_t next = l->next;
+        uint32_t next = l->next_edge;
         if (!prs_link_is_edge(l->kind) || l->owner != outer)
             break; /* the chain is damaged: its other links hold their objects until a rebuild finds them */
         adopt(s, i);
@@ -351,10 +351,10 @@ void prs_link_splice(prs_store *s, uint32_t outer)
         prs_store_relaxed(&s->has_dying, 1);
 }
 
-bool prs_edges_release(prs_store *s, bool block)
+bool prs_edges_release(prs_store *s, prs_patience patience)
 {
     uint32_t held[BURY_BATCH], n = 0;
-    if (!(block ? prs_lock_tables(s, NULL) == PRS_OK : prs_trylock_tables(s)))
+    if (!(patience == PRS_WAIT ? prs_lock_tables(s, NULL) == PRS_OK : prs_trylock_tables(s)))
         return false;
     for (uint32_t k = 0; k < BURY_BATCH && s->dying != PRS_NIL; k++) {
         uint32_t i = s->dying;
@@ -363,7 +363,7 @@ bool prs_edges_release(prs_store *s, bool block)
             s->dying = PRS_NIL; /* the chain is damaged: a rebuild or a reaper finds the rest of it */
             break;
         }
-        s->dying = s->links[i].next;
+        s->dying = s->links[i].next_edge;
         uint32_t slot = prs_link_end(s, i);
         if (slot != PRS_NIL)
             held[n++] = slot;
@@ -422,7 +422,7 @@ void prs_links_rebuild(prs_store *s)
         if (!valid) {
             l->kind = PRS_LINK_FREE;
             l->serial = 0;
-            l->next = a->link_free;
+            l->next_free = a->link_free;
             a->link_free = i;
             continue;
         }
@@ -430,7 +430,7 @@ void prs_links_rebuild(prs_store *s)
             count(prs_slot_at(s, l->slot), l->kind);
         if (prs_link_is_edge(l->kind) && owner_lives(s, l)) {
             prs_slot *outer = prs_slot_at(s, l->owner);
-            l->next = prs_load_relaxed(&outer->edges);
+            l->next_edge = prs_load_relaxed(&outer->edges);
             prs_store_relaxed(&outer->edges, i);
         } else if (prs_link_is_edge(l->kind) || (prs_link_is_dying(l->kind) && !others)) {
             adopt(s, i);
@@ -513,7 +513,7 @@ bool prs_link_may_be_free(const prs_store *s, uint32_t i)
 int prs_link_check_one(prs_store *s, uint32_t i, prs_error *error)
 {
     const prs_link *l = &s->links[i];
-    if (l->kind == PRS_LINK_FREE && (l->next == i || !prs_link_may_be_free(s, l->next)))
+    if (l->kind == PRS_LINK_FREE && (l->next_free == i || !prs_link_may_be_free(s, l->next_free)))
         return prs_fail(error, PRS_E_CORRUPT, 0, "the stack of free links is broken");
     int rc = check_record(s, i, error);
     return rc < 0 ? rc : check_counted(s, i, error);
@@ -538,7 +538,7 @@ int prs_links_check(prs_store *s, prs_error *error)
     if (tokens != a->tokens || edges != a->edges)
         return prs_fail(error, PRS_E_CORRUPT, 0, "%u tokens and %u edges are counted as %u and %u", tokens, edges,
                         a->tokens, a->edges);
-    for (uint32_t i = a->link_free; i != PRS_NIL; i = s->links[i].next) {
+    for (uint32_t i = a->link_free; i != PRS_NIL; i = s->links[i].next_free) {
         if (i >= limit || s->links[i].kind != PRS_LINK_FREE || unused-- == 0)
             return prs_fail(error, PRS_E_CORRUPT, 0, "the stack of free links is broken");
     }

@@ -73,7 +73,7 @@ int prs_flights(prs_store *s, uint32_t *cursor, prs_flight *out, int cap, prs_er
                                     .sender = l->owner,
                                     .incarnation = l->owner_tag,
                                     .sender_pid = (int32_t)l->pid,
-                                    .note = l->next,
+                                    .note = l->note,
                                     .size = size_of(s, l),
                                     .object_gone = !holds(s, l),
                                     .age = now > l->created ? now - l->created : 0};

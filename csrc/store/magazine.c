@@ -51,7 +51,7 @@ static void occupy(prs_store *s, uint32_t i, uint32_t extent, uint32_t state, pr
     prs_store_relaxed(&slot->cap, extent != PRS_NIL ? s->extents[extent].size : 0);
     prs_store_relaxed(&slot->size, 0);
     prs_store_relaxed(&slot->edges, PRS_NIL);
-    prs_store_relaxed(&slot->next_free, 0);
+    prs_store_relaxed(&slot->last_pin, 0);
     out->slot = i;
     out->generation = prs_word_generation(prs_load_relaxed(&slot->word)) + 1;
     prs_store_seqcst(&slot->word, prs_word(out->generation, s->me, state));
@@ -147,19 +147,19 @@ static void give_overflowed(prs_store *s)
     }
 }
 
-static bool lock_as(prs_store *s, bool block)
+static bool lock_as(prs_store *s, prs_patience patience)
 {
-    return block ? prs_lock_tables(s, NULL) == PRS_OK : prs_trylock_tables(s);
+    return patience == PRS_WAIT ? prs_lock_tables(s, NULL) == PRS_OK : prs_trylock_tables(s);
 }
 
-void prs_deferred_run(prs_store *s, bool block)
+void prs_deferred_run(prs_store *s, prs_patience patience)
 {
     if (draining || s->orphan)
         return;
     draining = true;
     while (prs_load_relaxed(&s->has_pending) || prs_load_relaxed(&s->has_dying)) {
         if (prs_load_relaxed(&s->has_pending)) {
-            if (!lock_as(s, block))
+            if (!lock_as(s, patience))
                 break;
             prs_reserved batch[FLUSH_BATCH];
             uint32_t n = pending_pop(s, batch);
@@ -171,7 +171,7 @@ void prs_deferred_run(prs_store *s, bool block)
             PRS_POINT(give_unlocked);
         }
         /* unreached by tests (race) */
-        if (prs_load_relaxed(&s->has_dying) && !prs_edges_release(s, block))
+        if (prs_load_relaxed(&s->has_dying) && !prs_edges_release(s, patience))
             break;
     }
     draining = false;
@@ -179,13 +179,13 @@ void prs_deferred_run(prs_store *s, bool block)
 
 void prs_deferred_run_all(prs_store *s)
 {
-    prs_deferred_run(s, true);
+    prs_deferred_run(s, PRS_WAIT);
 }
 
 void prs_deferred_push(prs_store *s, uint32_t slot, uint32_t generation)
 {
     pending_push(s, slot, generation);
-    prs_deferred_run(s, false);
+    prs_deferred_run(s, PRS_NO_WAIT);
 }
 
 void prs_magazine_put(prs_store *s, uint32_t i, uint32_t generation)
@@ -217,7 +217,7 @@ void prs_magazine_put(prs_store *s, uint32_t i, uint32_t generation)
     prs_spin_unlock(&m->lock);
     for (uint32_t k = 0; k < half; k++)
         pending_push(s, old[k].slot, old[k].generation);
-    prs_deferred_run(s, false);
+    prs_deferred_run(s, PRS_NO_WAIT);
 }
 
 /* ---- taking --------------------------------------------------------------------------------------- */
@@ -243,11 +243,11 @@ static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
         return true;
     case 1:
         prs_reap_dead(s, 0);
-        prs_deferred_run(s, true);
+        prs_deferred_run(s, PRS_WAIT);
         return true;
     case 2:
         prs_magazines_reclaim(s);
-        prs_deferred_run(s, true);
+        prs_deferred_run(s, PRS_WAIT);
         return true;
     default:
         /* unreached by tests (no test): one put needs sixty rounds of spilling */
@@ -321,7 +321,7 @@ static int refill(prs_store *s, uint32_t cls, prs_error *error)
     if (rc < 0) {
         for (uint32_t i = 0; i < n; i++)
             pending_push(s, batch[i].slot, batch[i].generation);
-        prs_deferred_run(s, true);
+        prs_deferred_run(s, PRS_WAIT);
         return rc;
     }
     prs_magazine *m = &s->magazines[cls];
@@ -427,7 +427,7 @@ void prs_magazines_flush(prs_store *s)
         prs_spin_unlock(&m->lock);
         for (uint32_t i = 0; i < n; i++)
             pending_push(s, items[i].slot, items[i].generation);
-        prs_deferred_run(s, true);
+        prs_deferred_run(s, PRS_WAIT);
     }
 }
 

@@ -395,8 +395,8 @@ static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid
         }
         prs_store_relaxed(&p->pins, 1);
         uint32_t tick = prs_tick(s);
-        if (PRS_UNLIKELY(prs_load_relaxed(&slot->next_free) != tick))
-            prs_store_relaxed(&slot->next_free, tick);
+        if (PRS_UNLIKELY(prs_load_relaxed(&slot->last_pin) != tick))
+            prs_store_relaxed(&slot->last_pin, tick);
         prs_spin_unlock(shard);
         return PRS_OK;
     }
@@ -564,7 +564,7 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
                         s->orphan ? "no client slot was free when this process was forked" : "the store is closed");
     /* unreached by tests (race) */
     if (PRS_UNLIKELY(prs_load_relaxed(&s->has_pending) || prs_load_relaxed(&s->has_dying)))
-        prs_deferred_run(s, false);
+        prs_deferred_run(s, PRS_NO_WAIT);
     uint32_t i;
     uint64_t word;
     bool window = flags & PRS_ALLOC_WINDOW, small = size <= PRS_SMALL_MAX && !window;

@@ -116,7 +116,7 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
         return PRS_E_BUSY;
     }
     PRS_POINT(reap_links);
-    prs_deferred_run(s, true);
+    prs_deferred_run(s, PRS_WAIT);
     prs_client_forget(s, client);
     /* unreached by tests (race): this client was declared dead */
     if (prs_cas_seqcst(&c->state, &ours, PRS_CLIENT_FREE))

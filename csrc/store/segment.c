@@ -221,7 +221,7 @@ static int enter(prs_store *s, prs_error *error)
     s->start_time = prs_start_time(s->pid);
     s->pid_ns = prs_os_pid_ns();
     prs_headroom_open(&s->headroom);
-    rc = prs_spill_open(s, false, error);
+    rc = prs_spill_open(s, PRS_SPILL_ATTACH, error);
     if (rc == PRS_OK)
         rc = prs_client_claim(s, error);
     if (rc < 0)
@@ -332,7 +332,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
         goto fail;
     }
     memcpy(s->super, &plan, offsetof(prs_super, lock));
-    if ((rc = prs_spill_open(s, true, error)) < 0)
+    if ((rc = prs_spill_open(s, PRS_SPILL_CREATE, error)) < 0)
         goto fail;
     prs_super *p = s->super;
     prs_store_relaxed(&p->serial, 1);
@@ -640,7 +640,7 @@ void prs_close(prs_store *s)
     if (!s->orphan) {
         drop_refs(s);
         prs_magazines_flush(s);
-        prs_deferred_run(s, true);
+        prs_deferred_run(s, PRS_WAIT);
     }
     uint64_t pinned = 0;
     lock_shards(s);

@@ -147,7 +147,7 @@ static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
     return PRS_OK;
 }
 
-int prs_spill_open(prs_store *s, bool create, prs_error *error)
+int prs_spill_open(prs_store *s, prs_spill_opening how, prs_error *error)
 {
     if (s->super->spill_dir[0] == 0 || s->fd_spill >= 0)
         return PRS_OK;
@@ -157,9 +157,9 @@ int prs_spill_open(prs_store *s, bool create, prs_error *error)
     if (prs_os_in_memory(top)) {
         rc = prs_fail(error, PRS_E_INVAL, 0, "the spill directory %.150s lies in memory (tmpfs)", s->super->spill_dir);
     } else {
-        if (create)
+        if (how == PRS_SPILL_CREATE)
             prs_spill_clean(s->super->spill_dir, false);
-        rc = enter_directory(s, top, create, error);
+        rc = enter_directory(s, top, how == PRS_SPILL_CREATE, error);
     }
     prs_os_close(top);
     return rc;
@@ -225,7 +225,7 @@ static int find_again(prs_store *s)
     s->fd_spill = s->fd_spill_lock = -1;
     prs_error ignored;
     /* unreached by tests (no test): no descriptor for the directory */
-    return prs_spill_open(s, false, &ignored) == PRS_OK ? s->fd_spill : -EBADF;
+    return prs_spill_open(s, PRS_SPILL_ATTACH, &ignored) == PRS_OK ? s->fd_spill : -EBADF;
 }
 
 /* Return the directory's descriptor; if other code closed it, open the directory again, one thread at a time. */
@@ -505,7 +505,7 @@ static bool spillable(prs_store *s, uint32_t i, bool idle_only)
     uint64_t word = prs_load_seqcst(&slot->word);
     if (prs_word_state(word) != PRS_STATE_SEALED || (word & PRS_WORD_WINDOW) || prs_load_relaxed(&slot->size) == 0)
         return false;
-    if (idle_only && prs_load_relaxed(&slot->next_free) == prs_tick(s))
+    if (idle_only && prs_load_relaxed(&slot->last_pin) == prs_tick(s))
         return false;
     const prs_atomic_u64 *pins = prs_pins(s, slot);
     for (uint32_t w = 0; w < s->holder_words; w++)
