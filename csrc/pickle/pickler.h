@@ -268,9 +268,11 @@ int prp_save_type(prp_saver *s, PyObject *obj); /* for classes whose type is exa
 /* Return whether a bound method can be pickled by name, that is, whether its object has this method under this name: 1,
  * 0 or -1. */
 int prp_method_has_name(prp_saver *s, PyObject *method);
-int prp_save_named(prp_saver *s, PyObject *obj); /* function, or class with a metaclass: by reference, else by value */
+/* Save a function or a class with a metaclass, by reference if possible, otherwise by value. */
+int prp_save_named(prp_saver *s, PyObject *obj);
 int prp_save_class(prp_saver *s, PyObject *cls); /* saves any class, as a GET if it is in the memo */
-int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value); /* get cloudpickle's reduction: 1; 0: none; -1 */
+/* Get cloudpickle's reduction of obj. Return 1, 0 if there is none, or -1 with an exception. */
+int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value);
 
 /* ---- protocol_0_3.c: atoms of protocols 0 and 1, and other things below protocol 4 ---- */
 
