@@ -6,26 +6,27 @@
 
 The values are those of docs/types.md, about 8 MB each. *Own way* means Arrow IPC for pyarrow and polars, `torch.save`
 and `torch.load(mmap=True)` for torch, joblib's dump and memory-mapped load for the rest. The files are in /dev/shm, so
-no disk slows these methods down. Times are medians of interleaved rounds, ratios medians of the rounds' ratios.
+no disk slows these methods down. A figure is the median of the ratios of interleaved rounds, the other's time over
+ours; the note has the median of our time.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import os
 import pickle
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from measuring.machine import describe, versions
+from measuring.claim import Claim, measured
+from measuring.program import main
 from measuring.timing import interleaved, median, median_ratio, once
 from types_rows import ROWS, Row
 
@@ -86,11 +87,12 @@ def own_way(row: Row, value: Any, path: str) -> Way | None:
     return way
 
 
-def measure(row: Row, path: str, rounds: int) -> dict[str, Any]:
-    """Return medians in ms, and ratios to our times."""
+def measure(row: Row, path: str, rounds: int) -> list[Claim]:
+    """Compare put and get of one value with the other ways to write and read it."""
     value = row.make()
     ref = pyray_ser.put(value)
     contenders = {"put": once(lambda: pyray_ser.put(value)), "get": once(lambda: pyray_ser.get(ref))}
+    others = []  # contender, what it is called, and what it is compared with
     try:
         stream = pickle.dumps(value, 5)
     except Exception as error:  # expected for memoryviews and ctypes arrays
@@ -98,64 +100,39 @@ def measure(row: Row, path: str, rounds: int) -> dict[str, Any]:
     else:
         contenders["dumps"] = once(lambda: pickle.dumps(value, 5))
         contenders["loads"] = once(lambda: pickle.loads(stream))
+        others += [("dumps", "pickle.dumps", "put"), ("loads", "pickle.loads", "get")]
     way = own_way(row, value, path)
     if way is not None:
         contenders["own write"], contenders["own read"] = once(way[1]), once(way[2])
-    results = interleaved(rounds, contenders)
-    found: dict[str, Any] = {
-        "own": way and way[0],
-        "ms": {name: median(taken) * 1e3 for name, taken in results.items()},
-    }
-    pairs = (("put", "dumps"), ("get", "loads"), ("put", "own write"), ("get", "own read"))
-    found["over ours"] = {
-        other: median_ratio(results[other], results[ours]) for ours, other in pairs if other in results
-    }
-    return found
-
-
-def table(figures: dict[str, dict[str, Any]]) -> str:
-    """Return a text table with one line for each type."""
-    lines = [
-        f"{'type':42} {'put ms':>8} {'get ms':>8} {'dumps':>8} {'loads':>8}  {'own way':10} {'write':>8} {'read':>8}"
-    ]
-    for name, found in figures.items():
-        ratio = found["over ours"]
-        cells = [
-            f"{ratio[key]:7.1f}x" if key in ratio else f"{'-':>8}"
-            for key in ("dumps", "loads", "own write", "own read")
-        ]
-        ms = found["ms"]
-        lines.append(
-            f"{name:42.42} {ms['put']:8.3f} {ms['get']:8.3f} {cells[0]} {cells[1]}  {found['own'] or '-':10} {cells[2]} {cells[3]}"
+        others += [("own write", f"{way[0]}, writing", "put"), ("own read", f"{way[0]}, reading", "get")]
+    times = interleaved(rounds, contenders)
+    return [
+        measured(
+            row.group,
+            f"{row.name}: {title} over {ours}",
+            median_ratio(times[other], times[ours]),
+            "x",
+            note=f"{ours}: {median(times[ours]) * 1e3:.3f} ms",
         )
-    return "\n".join(lines)
+        for other, title, ours in others
+    ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help="only these: Python, numpy, pandas, ...")
-    parser.add_argument("--quick", action="store_true", help="few rounds")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
-    options = parser.parse_args()
-    figures = {}
+def measure_group(group: str, quick: bool) -> list[Claim]:
+    """Measure all types of one library."""
+    claims: list[Claim] = []
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         for row in ROWS:
-            if options.groups and row.group not in options.groups:
-                continue
-            name = f"{row.group} {row.name}"
-            try:
-                figures[name] = measure(row, os.path.join(folder, "value"), 3 if options.quick else 9)
-            except ImportError as error:
-                print(f"{name}: {error}", file=sys.stderr)
-            gc.collect()
-    print(table(figures))
-    print("\nms: ours. The other columns: how many times as long as ours.")
-    if options.json:
-        names = ("numpy", "pandas", "pyarrow", "polars", "scipy", "torch", "xarray", "scikit-learn", "pillow", "joblib")
-        document = {"machine": describe(), "versions": versions(*names), "figures": figures}
-        Path(options.json).write_text(json.dumps(document, indent=1) + os.linesep)
-    return 0
+            if row.group == group:
+                try:
+                    claims += measure(row, os.path.join(folder, "value"), 3 if quick else 9)
+                except ImportError as error:
+                    claims.append(measured(group, row.name, None, "x", skipped=str(error)))
+                gc.collect()
+    return claims
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    groups = {row.group: partial(measure_group, row.group) for row in ROWS}
+    names = ("pandas", "pyarrow", "polars", "scipy", "torch", "xarray", "scikit-learn", "pillow", "joblib")
+    sys.exit(main(__file__, __doc__, groups, packages=names))

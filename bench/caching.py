@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure values that processes share by name: `cached` beside other caches, `get_or_put`, and replaced objects.
 
-    python -P bench/caching.py [--rounds N] [ROW ...]
+    python -P bench/caching.py [ROW ...]
 
 The rows are ``hit``, ``miss``, ``memory``, ``once`` and ``replace``. Other caches take part if they are installed:
 joblib, diskcache, and a Redis client whose server this program starts. The contenders take turns in each round; a time
@@ -10,7 +10,6 @@ is the lower quartile of its rounds.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib.util
 import itertools
@@ -30,7 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy
 from measuring import timing
+from measuring.claim import Claim, measured
 from measuring.memory import pss
+from measuring.program import main
 from measuring.timing import Loop, interleaved, typical
 
 import pyray_ser
@@ -102,29 +103,36 @@ def caches(stack: ExitStack) -> dict[str, Callable[[int], numpy.ndarray]]:
     return found
 
 
-def print_rows(title: str, rows: dict[str, float], unit: str, factor: float) -> None:
-    print(title)
-    best = min(rows.values())
-    for name, value in rows.items():
-        print(f"  {name:22} {value * factor:12.2f} {unit}   {value / best:10.1f}x")
+def compared(row: str, what: str, values: dict[str, float], unit: str) -> list[Claim]:
+    """Return one figure for each contender, with its ratio to the smallest."""
+    best = min(values.values())
+    return [
+        measured(row, f"{what}, {name}", value, unit, note=f"{value / best:.1f}x") for name, value in values.items()
+    ]
 
 
-def hit(rounds: int) -> None:
+def rounds_of(quick: bool) -> int:
+    return 2 if quick else 8
+
+
+def hit(quick: bool) -> list[Claim]:
     with ExitStack() as stack:
         found = caches(stack)
         for call in found.values():
             assert call(1)[-1] == call(1)[-1] == 1
-        times = interleaved(rounds, {name: Loop("call(1)", {"call": call}) for name, call in found.items()})
-    print_rows("hit: a result of 100 MB", {name: typical(taken) for name, taken in times.items()}, "us", 1e6)
+        times = interleaved(rounds_of(quick), {name: Loop("call(1)", {"call": call}) for name, call in found.items()})
+    return compared("hit", "a result of 100 MB", {name: typical(taken) * 1e6 for name, taken in times.items()}, "us")
 
 
-def miss(rounds: int) -> None:
+def miss(quick: bool) -> list[Claim]:
     with ExitStack() as stack:
         found = {**caches(stack), "the function alone": make}
         numbers = itertools.count(100)
         rows = {name: timing.once(lambda call=call: call(next(numbers))) for name, call in found.items()}
-        times = interleaved(rounds, rows)
-    print_rows("miss: compute and keep 100 MB", {name: typical(taken) for name, taken in times.items()}, "ms", 1e3)
+        times = interleaved(rounds_of(quick), rows)
+    return compared(
+        "miss", "compute and keep 100 MB", {name: typical(taken) * 1e3 for name, taken in times.items()}, "ms"
+    )
 
 
 def _reader(name: str, connection) -> None:
@@ -141,8 +149,8 @@ def _reader(name: str, connection) -> None:
 caches_by_name: dict[str, Callable[[int], numpy.ndarray]] = {}
 
 
-def memory(rounds: int) -> None:
-    """Print the memory of eight processes that have one result, less that of processes that have none."""
+def memory(quick: bool) -> list[Claim]:
+    """Measure the memory of eight processes that have one result, less that of processes that have none."""
     rows = {}
     with ExitStack() as stack:
         caches_by_name.update(caches(stack))
@@ -158,12 +166,12 @@ def memory(rounds: int) -> None:
             assert [end.recv() for end in ends] == ["read"] * PROCESSES
             for end in ends:
                 end.send(None)
-            rows[name] = float(sum(end.recv() for end in ends))
+            rows[name] = sum(end.recv() for end in ends) / 2**20
             for end in ends:
                 end.send(None)
             for process in processes:
                 process.join()
-    print_rows("memory of 8 processes that have one result of 100 MB (PSS)", rows, "MB", 1e-6)
+    return compared("memory", "8 processes that have one result of 100 MB (PSS)", rows, "MiB")
 
 
 def _once(connection, elements: int) -> None:
@@ -177,13 +185,15 @@ def _once(connection, elements: int) -> None:
     done = time.monotonic()
     assert value[-1] == elements - 1
     connection.send(done)
+    # The end of a process takes longer than what is measured, and others may still be waiting for a processor.
+    connection.recv()
 
 
-def once(rounds: int, processes: int = 64, elements: int = 25_000_000) -> None:
-    """Print how long after the first one the others have a value that one of 64 processes computes."""
-    pyray_ser.init()
+def once(quick: bool, elements: int = 25_000_000) -> list[Claim]:
+    """Measure how long after the first process the last one has a value that one of 64 processes computes."""
+    processes = 8 if quick else 64
     delays = []
-    for _ in range(rounds):
+    for _ in range(rounds_of(quick)):
         context = multiprocessing.get_context("fork")
         pairs = [context.Pipe() for _ in range(processes)]
         children = [context.Process(target=_once, args=(pair[1], elements)) for pair in pairs]
@@ -196,16 +206,16 @@ def once(rounds: int, processes: int = 64, elements: int = 25_000_000) -> None:
             while (found := end.recv()) == "runs":
                 runs += 1
             times.append(found)
+        for end, _ in pairs:
+            end.send(None)
         for child in children:
             child.join()
         assert runs == 1, runs
         times.sort()
         delays.append(times[-1] - times[0])
         pyray_ser.free(pyray_ser.names()["once"])
-    print(f"once: {processes} processes, one result of {elements * 8 // 10**6} MB, the factory ran once")
-    print(
-        f"  the last process had it {typical(delays) * 1e3:.1f} ms after the first one (worst {max(delays) * 1e3:.1f} ms)"
-    )
+    what = f"{processes} processes, one result of {elements * 8 // 10**6} MB: from the first to the last that has it"
+    return [measured("once", what, typical(delays) * 1e3, "ms", note=f"worst {max(delays) * 1e3:.1f} ms")]
 
 
 def _follower(connection, last: int) -> None:
@@ -220,9 +230,9 @@ def _follower(connection, last: int) -> None:
     connection.send(seen)
 
 
-def replace(rounds: int, versions: int = 100) -> None:
-    """Print how many versions of 100 MB per second a publisher replaces while eight readers follow."""
-    pyray_ser.init()
+def replace(quick: bool) -> list[Claim]:
+    """Compare a replacement of 100 MB, which eight readers follow, with a copy."""
+    versions = 10 if quick else 100
     array = numpy.zeros(ELEMENTS)
     target = numpy.zeros(ELEMENTS)
     pyray_ser.put(array, name="weights")
@@ -246,40 +256,23 @@ def replace(rounds: int, versions: int = 100) -> None:
     for _ in range(20):
         numpy.copyto(target, array)
     copy = (time.perf_counter() - began) / 20
-    print("replace: one publisher of 100 MB, 8 readers that follow")
-    print(f"  {versions / spent:.0f} versions per second, {spent / versions / copy:.2f} x the time of a copy")
-    print(
-        f"  readers saw {min(seen)} to {max(seen)} of {versions} versions, none torn; at most {most / 100e6:.2f} copies"
-    )
+    note = f"{versions / spent:.0f} versions per second; readers saw {min(seen)} to {max(seen)} of {versions}"
+    return [
+        measured(
+            "replace", "put of 100 MB that 8 readers follow, over a copy", spent / versions / copy, "x", note=note
+        ),
+        measured("replace", "most memory, in versions", most / 100e6, "x"),
+    ]
 
 
-ROWS = {"hit": hit, "miss": miss, "memory": memory, "once": once, "replace": replace}
+def in_large_store(row: Callable[[bool], list[Claim]]) -> Callable[[bool], list[Claim]]:
+    def measure(quick: bool) -> list[Claim]:
+        pyray_ser.init(capacity="3G")
+        return row(quick)
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--rounds", type=int, default=8)
-    options = parser.parse_args()
-    unknown = set(options.rows) - set(ROWS)
-    if unknown:
-        parser.error(f"unknown rows: {', '.join(sorted(unknown))}")
-    pyray_ser.init(capacity="2G")
-    for name in options.rows or ROWS:
-        # Each row has its own process and its own store.
-        if os.fork() == 0:
-            try:
-                pyray_ser.shutdown()
-                pyray_ser.init(capacity="3G")
-                ROWS[name](options.rounds)
-                pyray_ser.shutdown()
-                sys.stdout.flush()
-                os._exit(0)
-            finally:
-                os._exit(1)
-        if os.wait()[1]:
-            raise SystemExit(f"row {name} failed")
+    return measure
 
 
 if __name__ == "__main__":
-    main()
+    rows = {row.__name__: in_large_store(row) for row in (hit, miss, memory, once, replace)}
+    sys.exit(main(__file__, __doc__, rows, packages=("joblib", "diskcache", "redis")))

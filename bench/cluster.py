@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare a Dask cluster whose workers share values with plain Dask, in alternating rounds of one run.
 
-    python -P bench/cluster.py [--rounds N]
+    python -P bench/cluster.py [--quick] [--json FILE]
 
 Both clusters run on this host, with four workers of one thread each. Times run from the submission to the last result;
 they include Dask's own time for a task. A ratio above 1 is in favor of sharing. Memory is the increase during a round:
@@ -10,15 +10,19 @@ private pages and objects of the store, without the freed pages that the store k
 
 from __future__ import annotations
 
-import argparse
 import os
-from statistics import median
+import sys
+from pathlib import Path
 from time import perf_counter, sleep
 
-import numpy
-from distributed import Client, LocalCluster, wait
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import pyray_ser.distributed
+import numpy
+from measuring.claim import Claim, measured
+from measuring.program import main
+from measuring.timing import median, median_ratio
+
+import pyray_ser
 
 READERS = 4
 
@@ -52,10 +56,14 @@ class Side:
     """One cluster and its client."""
 
     def __init__(self, sharing: bool) -> None:
+        from distributed import Client, LocalCluster
+
         self.cluster = LocalCluster(n_workers=READERS, threads_per_worker=1, dashboard_address=None, memory_limit="4GB")
         self.client = Client(self.cluster)
         if sharing:
-            pyray_ser.distributed.enable(self.client)
+            from pyray_ser.distributed import enable
+
+            enable(self.client)
         self.workers = sorted(self.client.run(os.getpid))
 
     def memory(self) -> int:
@@ -68,6 +76,8 @@ class Side:
         return perf_counter() - began
 
     def made(self, nbytes: int):
+        from distributed import wait
+
         value = self.client.submit(make, nbytes, workers=self.workers[:1], pure=False)
         wait(value)
         return value
@@ -100,18 +110,12 @@ class Side:
         self.cluster.close()
 
 
-def ratio(plain: float, ours: float) -> str:
-    return f"{plain / ours:.2f}" if min(plain, ours) > 0 else "-"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+def cluster(quick: bool) -> list[Claim]:
+    """Run both clusters in alternating rounds."""
     sides = {"plain": Side(sharing=False), "sharing": Side(sharing=True)}
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     try:
-        for number in range(rounds + 1):
+        for number in range(2 if quick else 8):
             for name, side in sides.items():
                 found = side.round()
                 if number:  # the first round imports modules and opens connections
@@ -119,17 +123,16 @@ def main() -> None:
     finally:
         for side in sides.values():
             side.close()
-    print(
-        f"{'':30} {'plain: best':>12} {'median':>10} {'sharing: best':>14} {'median':>10} {'ratio: best':>12} {'median':>8}"
-    )
-    for row in figures["plain"][0]:
-        unit, scale = ("MB", 1e-6) if row.endswith("memory") else ("ms", 1e3)
-        plain, ours = ([found[row] * scale for found in figures[name]] for name in ("plain", "sharing"))
-        print(
-            f"{row:30} {min(plain):9.1f} {unit} {median(plain):7.1f} {unit} {min(ours):11.1f} {unit} {median(ours):7.1f} {unit}"
-            f" {ratio(min(plain), min(ours)):>12} {ratio(median(plain), median(ours)):>8}"
-        )
+    claims = []
+    for what in figures["plain"][0]:
+        unit, scale = ("MB", 1e-6) if what.endswith("memory") else ("ms", 1e3)
+        plain, ours = ([found[what] for found in figures[name]] for name in ("plain", "sharing"))
+        ratio = median_ratio(plain, ours) if min(*plain, *ours) > 0 else None
+        note = f"medians {median(plain) * scale:.1f} and {median(ours) * scale:.1f} {unit}, "
+        note += f"best {min(plain) * scale:.1f} and {min(ours) * scale:.1f} {unit}"
+        claims.append(measured("cluster", f"{what}: plain over sharing", ratio, "x", note=note))
+    return claims
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(__file__, __doc__, {"cluster": cluster}, packages=("dask", "distributed"), timeout=3600))

@@ -4,32 +4,32 @@
     python bench/pickler.py                 the table
     python bench/pickler.py ints lambda     rows whose name contains one of the words
     python bench/pickler.py --json out.json
-    python bench/pickler.py --sweep         over 300 shapes; the slowest are printed
-    python bench/pickler.py --safe          compare loads with allow= and without
+    python bench/pickler.py sweep           over 300 shapes; the slowest are printed
+    python bench/pickler.py safe            compare loads with allow= and without
 
 Both picklers use protocol 5 with a buffer callback, through their public functions, called as a program calls them. The
-printed ratio is the median of the rounds' ratios of CPU times; above 1 our pickler is faster. The row with a lambda
-compares our pickler with cloudpickle. If Apache Fory (`pip install pyfory`) is installed, the last column for dumps and
-for loads is the ratio of Fory's time to ours. The column shows "-" if Fory fails or returns a different value. The
-script compares all results with the input before it times anything.
+figures are medians of the rounds' ratios of CPU times; above 1 our pickler is faster. The row with a lambda compares our
+pickler with cloudpickle. If Apache Fory (`pip install pyfory`) is installed, its time is compared with ours as well,
+unless Fory fails or returns a different value. The script compares all results with the input before it times anything.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import itertools
-import json
 import pickle
-import statistics
 import sys
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
+from measuring.claim import at_least, at_most, measured
+from measuring.program import main
+from measuring.timing import interleaved, median, median_ratio
 from pickler_data import rows, sweep
 
 from pyray_ser import _pickle, _unpickle
@@ -124,26 +124,18 @@ def seconds(loop, count):
     return elapsed / count
 
 
-def compare(loops, rounds, target):
+def compare(loops, quick, target=0.02):
     """Return {pickler: (median ratio of its time to ours, median time)} for rounds of about `target` seconds."""
-    times = {whose: [] for whose in loops}
     counts = {
-        whose: max(1, int(target / max(seconds(loop, 1), seconds(loop, 1), 1e-7))) for whose, loop in loops.items()
+        whose: 1 if quick else max(1, int(target / max(seconds(loop, 1), seconds(loop, 1), 1e-7)))
+        for whose, loop in loops.items()
     }
-    order = list(loops)
-    for i in range(rounds):
-        for whose in order if i % 2 else reversed(order):
-            times[whose].append(seconds(loops[whose], counts[whose]))
-    return {
-        whose: (
-            statistics.median(other / mine for other, mine in zip(taken, times["ours"], strict=True)),
-            statistics.median(taken),
-        )
-        for whose, taken in times.items()
-    }
+    rounds = {whose: partial(seconds, loop, counts[whose]) for whose, loop in loops.items()}
+    times = interleaved(3 if quick else 9, rounds, warm_up=0)
+    return {whose: (median_ratio(taken, times["ours"]), median(taken)) for whose, taken in times.items()}
 
 
-def measure(name, make, rounds, target, fory=False):
+def measure(name, make, quick, target=0.02, fory=False):
     """Return {side: {pickler: (ratio, seconds)}} for one row."""
     obj = make()
     gc.freeze()  # otherwise temporary objects of the standard pickler make the collector traverse the data
@@ -159,7 +151,7 @@ def measure(name, make, rounds, target, fory=False):
     if fory:
         loops |= fory_loops(obj)
     return {
-        side: compare({whose: loop for (of, whose), loop in loops.items() if of == side}, rounds, target)
+        side: compare({whose: loop for (of, whose), loop in loops.items() if of == side}, quick, target)
         for side in ("dumps", "loads")
     }
 
@@ -204,30 +196,25 @@ def remark(value, side, obj):
     if value >= 0.95:
         return ""
     if bytes_of_text(obj) > 64 << 20:
-        return "  (above 64 MB of text)"
+        return "above 64 MB of text"
     share = python_share(pickle_loops(obj)[side, "ours"])
-    return f"  ({share:.0%} in the objects' own Python code)" if share > 0.5 else "  <-- below 0.95"
+    return f"{share:.0%} in the objects' own Python code" if share > 0.5 else "<-- below 0.95"
 
 
-def sweep_all(options):
-    """Measure every shape of the sweep and print the slowest first, with a remark for each ratio below 0.95."""
+def sweep_all(quick):
+    """Measure every shape of the sweep; return the slowest first, with a remark for each ratio below 0.95."""
     found = []
-    for name, make in sweep():
-        if options.words and not any(word in name for word in options.words):
-            continue
-        result = measure(name, make, options.rounds, min(options.target, 0.004))
+    for name, make in itertools.islice(sweep(), 3 if quick else None):
+        result = measure(name, make, quick, 0.004)
         found += [(result[side]["_pickle"][0], side, name, make) for side in ("dumps", "loads")]
     found.sort(key=lambda row: row[:3])
-    missed = 0
-    for i, (value, side, name, make) in enumerate(found):
-        said = remark(value, side, make())
+    claims, missed = [], 0
+    for number, (value, side, name, make) in enumerate(found):
+        said = remark(value, side, make()) if value < 0.95 else ""
         missed += "<--" in said
-        if i < 40 or options.words:
-            print(f"{value:>7.2f}x  {side}  {name}{said}")
-    print(f"{len(found)} medians, {sum(row[0] < 0.95 for row in found)} below 0.95, of which {missed} count")
-    if options.json:
-        rows = [(*row[:3], remark(row[0], row[1], row[3]())) for row in found]
-        options.json.write_text(json.dumps({"python": sys.version, "sweep": rows}, indent=1))
+        if number < 40:
+            claims.append(measured("sweep", f"{name}, {side}", value, "x", note=said))
+    return [at_most("sweep", f"number of {len(found)} ratios below 0.95 that count", missed, 0, ""), *claims]
 
 
 SAFE_ROWS = ("dict of 3", "function", "class", "10,000 plain", "10,000 enum members", "one ndarray")
@@ -246,50 +233,34 @@ def safe_loops(obj):
     }
 
 
-def safe_mode(options):
-    """Return the cost of `allow=`, relative to a plain load of the same stream."""
-    print(f"{'allow=frozenset over none':<28}{'ratio':>8}")
+def safe_mode(quick):
+    """Measure the cost of `allow=`, relative to a plain load of the same stream."""
+    claims = []
     for name, make, *_ in rows():
-        if name not in SAFE_ROWS:
-            continue
-        loops = safe_loops(make())
-        value, _ = compare({"safe": loops["safe"], "ours": loops["plain"]}, options.rounds, options.target)["safe"]
-        print(f"{name:<28}{value:>7.2f}x")
+        if name in SAFE_ROWS:
+            loops = safe_loops(make())
+            value, _ = compare({"safe": loops["safe"], "ours": loops["plain"]}, quick)["safe"]
+            claims.append(measured("safe", f"{name}, loads with allow=frozenset over none", value, "x"))
+    return claims
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--target", type=float, default=0.02, help="seconds per round")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--sweep", action="store_true")
-    parser.add_argument("--safe", action="store_true", help="what safe mode costs")
-    options = parser.parse_args()
+def compare_row(name, quick):
+    """Compare the picklers on one row of the table."""
+    _, make, *limits = next(row for row in rows() if row[0] == name)
     gc.collect()
     gc.freeze()
-    print(f"Python {sys.version.split()[0]}, numpy {np.__version__}")
-    if options.sweep or options.safe:
-        (sweep_all if options.sweep else safe_mode)(options)
-        return
-    print(
-        f"{'data':<26}"
-        + "".join(f"{side:>9}{'asked':>7}{'us':>11}{'_pickle':>11}{'fory':>8}" for side in ("dumps", "loads"))
-    )
-    results = {}
-    for name, make, *asked in rows():
-        if options.words and not any(word in name for word in options.words):
-            continue
-        result = results[name] = measure(name, make, options.rounds, options.target, fory=True)
-        line = f"{name:<26}"
-        for side, promised in zip(("dumps", "loads"), asked, strict=True):
-            of = result[side]
-            line += f"{of['_pickle'][0]:>8.2f}x{promised or '-':>7}{of['ours'][1] * 1e6:>11,.2f}{of['_pickle'][1] * 1e6:>11,.2f}"
-            line += f"{of['fory'][0]:>7.2f}x" if "fory" in of else f"{'-':>8}"
-        print(line, flush=True)
-    if options.json:
-        options.json.write_text(json.dumps({"python": sys.version, "rows": results}, indent=1))
+    claims = []
+    for (side, of), limit in zip(measure(name, make, quick, fory=True).items(), limits, strict=True):
+        note = f"{of['ours'][1] * 1e6:,.2f} and {of['_pickle'][1] * 1e6:,.2f} us"
+        claims.append(at_least(name, f"{side}, _pickle over ours", of["_pickle"][0], limit, "x", note=note))
+        if "fory" in of:
+            claims.append(
+                measured(name, f"{side}, Fory over ours", of["fory"][0], "x", note=f"{of['fory'][1] * 1e6:,.2f} us")
+            )
+    return claims
 
 
 if __name__ == "__main__":
-    main()
+    table = {name: partial(compare_row, name) for name, *_ in rows()}
+    extra = {"sweep": sweep_all, "safe": safe_mode}
+    sys.exit(main(__file__, __doc__, table, on_request=extra, packages=("cloudpickle", "pyfory"), timeout=7200))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run joblib's Parallel over 1 GB, with results of 100 MB; compare its memmapping with the same code under `install()`.
 
-    python bench/pools.py [--quick] [--jobs N]
+    python bench/pools.py [--quick] [--json FILE]
 
 Three contenders take turns, each a separate process with its own workers: joblib unchanged; the same array under
 `install()`; and an array in the store under `install()`. The time is that of the whole call, which consumes the results
@@ -12,13 +12,19 @@ memory, the store, joblib's files.
 
 from __future__ import annotations
 
-import argparse
+import select
 import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from measuring.claim import Claim, at_least, at_most, measured
+from measuring.program import main
+from measuring.timing import interleaved, median, median_ratio
+
+JOBS = 2
 CONTENDERS = {"joblib": "joblib's memmapping", "given": "install()", "stored": "install(), array in the store"}
 
 
@@ -30,7 +36,7 @@ def part(array, number: int, length: int):
     return array[:length] + array[number * length : (number + 1) * length]
 
 
-def serve(kind: str, nbytes: int, jobs: int) -> None:
+def serve(kind: str, nbytes: int) -> None:
     import numpy as np
     from joblib import Parallel, delayed
 
@@ -46,7 +52,7 @@ def serve(kind: str, nbytes: int, jobs: int) -> None:
 
     def call() -> float:
         began = time.perf_counter()
-        results = Parallel(jobs, return_as="generator")(delayed(part)(array, i, length) for i in range(10))
+        results = Parallel(JOBS, return_as="generator")(delayed(part)(array, i, length) for i in range(10))
         total = sum(float(result[0] + result[-1]) for result in results)
         assert total == 40.0, total
         return time.perf_counter() - began
@@ -116,10 +122,10 @@ def split_pss(pid: int) -> dict[str, int]:
 
 
 class Contender:
-    def __init__(self, kind: str, nbytes: int, jobs: int) -> None:
-        command = [sys.executable, __file__, "--serve", kind, "--bytes", str(nbytes), "--jobs", str(jobs)]
+    def __init__(self, kind: str, nbytes: int) -> None:
+        command = [sys.executable, "-P", __file__, "--serve", kind, str(nbytes)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.seconds_of_first = self._answer()
+        self._answer()
 
     def _answer(self) -> float:
         return float(self.process.stdout.readline())
@@ -133,8 +139,6 @@ class Contender:
         return self._answer()
 
     def memory(self) -> tuple[int, dict[str, int]]:
-        import select
-
         self._ask()
         largest, split = 0, {}
         while not select.select([self.process.stdout], [], [], 0.02)[0]:
@@ -149,40 +153,30 @@ class Contender:
         self.process.wait(60)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="200 MB instead of 1 GB")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--serve", choices=CONTENDERS, help=argparse.SUPPRESS)
-    parser.add_argument("--bytes", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    nbytes = arguments.bytes or (200_000_000 if arguments.quick else 1_000_000_000)
-    if arguments.serve:
-        serve(arguments.serve, nbytes, arguments.jobs)
-        return 0
-    rounds = 3
-    contenders = {kind: Contender(kind, nbytes, arguments.jobs) for kind in CONTENDERS}
-    times: dict[str, list[float]] = {kind: [] for kind in contenders}
-    for _ in range(rounds):
-        for kind, contender in contenders.items():
-            times[kind].append(contender.seconds())
+def joblib(quick: bool) -> list[Claim]:
+    """Compare the three contenders on 1 GB, or on 200 MB if `quick` is true."""
+    nbytes = 200_000_000 if quick else 1_000_000_000
+    contenders = {kind: Contender(kind, nbytes) for kind in CONTENDERS}
+    times = interleaved(3, {kind: contender.seconds for kind, contender in contenders.items()}, warm_up=0)
     looked = {kind: contender.memory() for kind, contender in contenders.items()}
-    memory = {kind: largest for kind, (largest, _) in looked.items()}
     for contender in contenders.values():
         contender.end()
-    print(f"{nbytes / 1e9:.1f} GB, results of {nbytes / 1e7:.0f} MB, {arguments.jobs} workers")
-    kept = True
+    claims = []
     for kind, name in CONTENDERS.items():
-        faster = median(a / b for a, b in zip(times["joblib"], times[kind], strict=True))
-        share = memory[kind] / memory["joblib"]
-        kept = kept and (kind == "joblib" or (faster > 1 and share <= 1 / 3))
-        print(
-            f"{name:32s} {median(times[kind]):7.2f} s  {faster:5.2f}x  {memory[kind] / 1e9:6.2f} GB PSS  {share:5.2f}"
-        )
-        parts = sorted(looked[kind][1].items(), key=lambda part: -part[1])
-        print("    " + ", ".join(f"{what} {size / 1e9:.2f}" for what, size in parts if size > memory[kind] / 100))
-    return 0 if kept else 1
+        largest, split = looked[kind]
+        parts = sorted(split.items(), key=lambda part: -part[1])
+        note = ", ".join(f"{what} {size / 1e9:.2f}" for what, size in parts if size > largest / 100)
+        claims.append(measured("joblib", f"{name}, memory", largest / 2**30, "GiB", note=f"GB: {note}"))
+        if kind != "joblib":
+            faster, share = median_ratio(times["joblib"], times[kind]), largest / looked["joblib"][0]
+            note = f"{median(times['joblib']):.2f} and {median(times[kind]):.2f} s"
+            claims.append(at_least("joblib", f"time of joblib's memmapping over {name}", faster, 1, "x", note=note))
+            claims.append(at_most("joblib", f"memory of {name} over joblib's memmapping", share, 1 / 3, "x"))
+    return claims
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2], int(sys.argv[3]))
+    else:
+        sys.exit(main(__file__, __doc__, {"joblib": joblib}, packages=("joblib",), timeout=3600))

@@ -19,11 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from claims import document, measure_all
 from comparison import Comparison, WorkerError, compare, environment, installed
 from libraries import PEERS
 from measuring.claim import Claim, table
 from measuring.data import VALUES
+from measuring.program import document, measure_all
 from plot import draw
 from rows import NAMES
 from rows.peers import judge
@@ -93,7 +93,7 @@ def main() -> int:
         else:
             claims += [claim for claim in judge(result) if claim.figure is not None or options.peers]
     if "claims" in parts:
-        claims += measure_all(NAMES, options.quick)
+        claims += measure_all(Path(__file__).resolve().with_name("claims.py"), NAMES, options.quick)
     if claims:
         print()
         print(table(claims))

@@ -9,7 +9,6 @@ Each line shows the measured figure (the median of the rounds' ratios), its limi
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from measuring.claim import Claim, at_least, at_most, table
+from measuring.claim import Claim, at_least, at_most
+from measuring.program import main
 from measuring.timing import Loop, Round, interleaved, median, median_ratio, once
 
 import pyray_ser as ray
@@ -52,10 +52,7 @@ def compare(what: str, ours: Round, theirs: Round, rounds: int, limit: float, *,
     return at_most("tasks", what, median_ratio(times["ours"], times["theirs"]), limit, "x", note=note)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+def tasks(quick: bool) -> list[Claim]:
     rounds, seconds, size = (5, 0.01, 2_500_000) if quick else (15, 0.03, 12_500_000)
     claims = []
     task, actor = ray.remote(nothing), Actor.remote()
@@ -121,9 +118,8 @@ def main() -> int:
         echoing.kill()
         echoing.join()
     ray.shutdown()
-    print(table(claims))
-    return 0 if all(claim.passed for claim in claims) else 1
+    return claims
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(__file__, __doc__, {"tasks": tasks}))

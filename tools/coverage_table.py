@@ -5,7 +5,7 @@ coverage_table.py COVERAGE.json [ROOT] [--reached]
 COVERAGE.json is the output of gcovr's `--json`.  A reason is a comment on a separate line in front of the statement
 whose branches it explains:
 
-    /* unreached: race 2: the owner died meanwhile */
+    /* unreached by tests (race, 2 branches): the owner died meanwhile */
 
 A reason has a kind (one of KINDS), the number of branches that it explains (default 1), and a text if the kind alone
 does not explain them; several such comments may follow each other.  A race has a reason even if some runs reach it.
@@ -24,19 +24,19 @@ import re
 import sys
 
 KINDS = {
-    "failing": "A system call fails: `make failpoints` makes each call fail in turn, which takes longer than this run.",
-    "uninjected": "A system or library call fails or is interrupted, and no test injects that at this place.",
-    "kernel": "Needs another kernel, C library, file system, processor or size of machine than the tests have.",
-    "damage": "A defence against damaged tables or texts; torture_fuzz flips bits at random, no test aims at this branch.",
+    "failing call": "A system call fails: `make failpoints` makes each call fail in turn, which takes longer than this run.",
+    "no injected fault": "A system or library call fails or is interrupted, and no test injects that at this place.",
+    "other kernel": "Needs another kernel, C library, file system, processor or size of machine than the tests have.",
+    "damaged tables": "A defence against damaged tables or texts; torture_fuzz flips bits at random, no test aims at this branch.",
     "race": "Two threads or processes meet between the same two instructions; storms and tests of threads reach some in some runs.",
     "death": "A death followed by actions of others; `make failpoints` and the storm try every combination.",
     "impossible": "Excluded by an earlier check or by the present callers: a second defence.",
     "compiler": "Not a path of the source: an inlined function whose arguments the compiler knows.",
     "uncounted": "Reached, but by a process that cannot write its counters.",
-    "untested": "A case that is possible and has no test here.",
+    "no test": "A case that is possible and has no test here.",
 }
-MARKER = re.compile(r"\s*/\* unreached: (?P<entry>.*?) \*/\s*")
-ENTRY = re.compile(r"(?P<kind>[a-z]+)(?: (?P<count>[1-9]\d*))?(?:: (?P<words>\S.*))?")
+MARKER = re.compile(r"\s*/\* unreached by tests (?P<entry>.*?) \*/\s*")
+ENTRY = re.compile(r"\((?P<kind>[a-z ]+)(?:, (?P<count>[1-9]\d*) branches)?\)(?:: (?P<words>\S.*))?")
 
 
 @dataclasses.dataclass
@@ -115,7 +115,7 @@ def read_reasons(name: str, source: str) -> tuple[list[Reason], list[str]]:
     for number, text in enumerate(lines, 1):
         marker = MARKER.fullmatch(text)
         if not marker:
-            if "unreached:" in text:
+            if "unreached by tests" in text:
                 wrong.append(f"{name}:{number}: a reason has a line of its own")
             reasons += [Reason(name, number, statement(lines, number), count) for count in waiting]
             waiting = []
@@ -123,7 +123,7 @@ def read_reasons(name: str, source: str) -> tuple[list[Reason], list[str]]:
         entry = ENTRY.fullmatch(marker["entry"])
         if not entry or entry["kind"] not in KINDS:
             wrong.append(
-                f"{name}:{number}: {marker['entry']!r} is not 'KIND', 'KIND COUNT' or one of them with ': WORDS'"
+                f"{name}:{number}: {marker['entry']!r} is not '(KIND)' or '(KIND, COUNT branches)', optionally with ': WORDS'"
             )
         else:
             waiting.append(int(entry["count"] or 1))

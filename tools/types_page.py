@@ -45,7 +45,7 @@ TABLE = """
 TAIL = """
 Reasons for copies:
 
-- Two and more copies out come from the type's own `__setstate__` (Pillow, scikit-learn's trees), or from objects that are made one by one
+- Two or more copies out are made by the type's own `__setstate__` (Pillow, scikit-learn's trees), or by code that makes objects one by one
   (columns of objects). Such columns are faster as Arrow strings or categories.
 - StringDType: numpy keeps long strings in an arena of the array, which no other memory can replace. So the text is gathered, copied into the
   store, and packed again by the reader. No Python string is made.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
-__all__ = ["Claim", "at_least", "at_most", "markdown", "table"]
+__all__ = ["Claim", "at_least", "at_most", "markdown", "measured", "table"]
 
 
 @dataclass(frozen=True)
@@ -14,20 +14,21 @@ class Claim:
     One measured figure and the limit that it must keep.
 
     `unit` is "us", "ms", "x", "%", "bytes" or "GiB"; `relation` is the relation that the figure must have to the
-    target. A claim that could not be measured has no figure, and `detail["skipped"]` contains the reason.
+    target. A target of None means that the figure has no limit. A claim that could not be measured has no figure, and
+    `detail["skipped"]` contains the reason.
     """
 
     row: str
     what: str
     figure: float | None
     relation: str
-    target: float
+    target: float | None
     unit: str
     detail: dict = field(default_factory=dict)
 
     @property
     def passed(self) -> bool | None:
-        if self.figure is None:
+        if self.figure is None or self.target is None:
             return None
         return self.figure <= self.target if self.relation == "<=" else self.figure >= self.target
 
@@ -47,8 +48,17 @@ def at_most(row: str, what: str, figure: float | None, target: float, unit: str,
     return Claim(row, what, figure, "<=", target, unit, detail)
 
 
-def at_least(row: str, what: str, figure: float | None, target: float, unit: str, **detail) -> Claim:
+def at_least(row: str, what: str, figure: float | None, target: float | None, unit: str, **detail) -> Claim:
     return Claim(row, what, figure, ">=", target, unit, detail)
+
+
+def measured(row: str, what: str, figure: float | None, unit: str, **detail) -> Claim:
+    """Return a figure without a limit."""
+    return Claim(row, what, figure, ">=", None, unit, detail)
+
+
+def _limit(claim: Claim) -> str:
+    return "-" if claim.target is None else f"{claim.relation} {_number(claim.target, claim.unit)}"
 
 
 def _number(value: float | None, unit: str) -> str:
@@ -60,7 +70,7 @@ def _number(value: float | None, unit: str) -> str:
         text = f"{value:.3f}"
     else:
         text = f"{value:.1f}"
-    return f"{text} {unit}" if unit != "%" else f"{text} %"
+    return f"{text} {unit}".strip()
 
 
 def table(claims: Iterable[Claim]) -> str:
@@ -68,8 +78,7 @@ def table(claims: Iterable[Claim]) -> str:
     lines = [("row", "what", "measured", "target", "kept", "note")]
     for claim in claims:
         note = claim.detail.get("skipped") or claim.detail.get("note") or ""
-        target = f"{claim.relation} {_number(claim.target, claim.unit)}"
-        lines.append((claim.row, claim.what, _number(claim.figure, claim.unit), target, claim.verdict, note))
+        lines.append((claim.row, claim.what, _number(claim.figure, claim.unit), _limit(claim), claim.verdict, note))
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
     out = []
     for number, line in enumerate(lines):
@@ -85,7 +94,7 @@ def markdown(claims: Iterable[Claim]) -> str:
     lines = ["| | figure | promised | kept | |", "|---|---|---|---|---|"]
     for claim in claims:
         note = claim.detail.get("skipped") or claim.detail.get("note") or ""
-        target = f"{claim.relation} {_number(claim.target, claim.unit)}".replace("<=", "≤").replace(">=", "≥")
+        target = _limit(claim).replace("<=", "≤").replace(">=", "≥")
         what = f"{claim.row}: {claim.what}"
         lines.append(f"| {what} | {_number(claim.figure, claim.unit)} | {target} | {claim.verdict} | {note} |")
     return "\n".join(lines)

@@ -258,8 +258,8 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
         }
         if (PyErr_Occurred())
             return SAVE_ERROR;
-    } else if (plan->table && !(plan->kind == PLAN_COMPLEX && plan->table == prp_g.pickle_complex && !s->letter)) {
-        if (plan->extra == obj && !s->letter && from_numpy(plan->table))
+    } else if (plan->table && !(plan->kind == PLAN_COMPLEX && plan->table == prp_g.pickle_complex && !s->exact)) {
+        if (plan->extra == obj && !s->exact && from_numpy(plan->table))
             return prp_save_global(s, obj, NULL); /* numpy.dtype, which numpy's reducer for dtype classes uses */
         return reduce_with(s, plan->table, obj, false);
     }
@@ -305,7 +305,7 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
             return status;
         }
     }
-    bool trusted = plan->trusted && !s->letter;
+    bool trusted = plan->trusted && !s->exact;
     if (trusted)
         prp_memo_own_all(s);
     else if (prp_before_foreign_code(s) < 0)

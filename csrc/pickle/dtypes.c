@@ -187,7 +187,7 @@ int prp_save_dtype(prp_saver *s, PyObject *descr)
         return prp_write_get(s, (uint32_t)index);
     int number = ((PyArray_Descr *)descr)->type_num;
     char order = ((PyArray_Descr *)descr)->byteorder;
-    if (!s->letter && !s->persistent_id && !s->reducer_override && !s->dispatch_table && number >= 0 &&
+    if (!s->exact && !s->persistent_id && !s->reducer_override && !s->dispatch_table && number >= 0 &&
         number < DTYPES && PyTypeNum_ISNUMBER(number) && (order == '=' || order == '|')) {
         prp_plan *plan = prp_plan_for(s, Py_TYPE(descr), descr);
         if (!plan)

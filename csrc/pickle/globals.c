@@ -263,7 +263,7 @@ static int write_reference(prp_saver *s, PyObject *obj, PyObject *module, PyObje
     if (extension)
         return extension < 0 ? -1 : 0; /* extension codes are not memoized */
     if (s->proto >= 4) {
-        if (prp_save(s, module) < 0 || (s->letter ? prp_save(s, name) : prp_write_str(s, name)) < 0 ||
+        if (prp_save(s, module) < 0 || (s->exact ? prp_save(s, name) : prp_write_str(s, name)) < 0 ||
             prp_op(s, OP_STACK_GLOBAL) < 0)
             return -1;
     } else if (parent) {

@@ -1,7 +1,7 @@
 /* Writes instances by their plans, with the opcodes that the result of __reduce_ex__ would need, but without creating
  * that result.
  *
- * Only objects that can occur again get memo entries here. In letter mode, where every opcode must match the standard
+ * Only objects that can occur again get memo entries here. In exact mode, where every opcode must match the standard
  * pickler's, we call __reduce_ex__ for the kinds of object that would differ.
  */
 #include "class_plan.h"
@@ -265,7 +265,7 @@ static int save_instance(prp_saver *s, prp_plan *plan, PyObject *obj, bool elide
         if (hook)
             return hook < 0 ? SAVE_ERROR : SAVE_GENERIC;
     }
-    /* If foreign code may change the instance or its class meanwhile, or in letter mode, we write the slots from the
+    /* If foreign code may change the instance or its class meanwhile, or in exact mode, we write the slots from the
      * objects that object.__reduce_ex__ would create. */
     PyObject *state = !s->elide && slots ? slots_state(plan, obj, where == PRP_ATTRS_DICT ? dict : NULL) : NULL;
     if (!s->elide && slots && !state)
@@ -478,22 +478,22 @@ int prp_plan_save(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     case PLAN_FIELDS:
         return save_fields(s, plan, obj, elided);
     case PLAN_NAMEDTUPLE:
-        return s->letter ? SAVE_GENERIC : save_namedtuple(s, plan, obj, elided);
+        return s->exact ? SAVE_GENERIC : save_namedtuple(s, plan, obj, elided);
     case PLAN_ENUM:
-        return s->letter ? SAVE_GENERIC : save_enum(s, plan, obj, elided);
+        return s->exact ? SAVE_GENERIC : save_enum(s, plan, obj, elided);
     case PLAN_DATETIME:
     case PLAN_DATE:
     case PLAN_TIME:
     case PLAN_TIMEDELTA:
-        return s->letter ? SAVE_GENERIC : save_datetime(s, plan, obj, elided);
+        return s->exact ? SAVE_GENERIC : save_datetime(s, plan, obj, elided);
     case PLAN_DECIMAL:
-        return s->letter ? SAVE_GENERIC : save_decimal(s, plan, obj, elided);
+        return s->exact ? SAVE_GENERIC : save_decimal(s, plan, obj, elided);
     case PLAN_COMPLEX:
-        return s->letter ? SAVE_GENERIC : save_complex(s, plan, obj, elided);
+        return s->exact ? SAVE_GENERIC : save_complex(s, plan, obj, elided);
     case PLAN_NDARRAY:
-        return s->letter ? SAVE_GENERIC : prp_save_array(s, plan, obj, elided);
+        return s->exact ? SAVE_GENERIC : prp_save_array(s, plan, obj, elided);
     case PLAN_SCALAR:
-        return s->letter ? SAVE_GENERIC : prp_save_scalar(s, plan, obj, elided);
+        return s->exact ? SAVE_GENERIC : prp_save_scalar(s, plan, obj, elided);
     case PLAN_GENERIC:
     case PLAN_CLASS:
         break;

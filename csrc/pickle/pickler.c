@@ -172,7 +172,6 @@ void prp_saver_protocol(prp_saver *s, int proto)
     s->bin = proto >= 1;
     s->framing = proto >= 4;
     s->elide = false;
-    s->letter = true;
 }
 
 /* ---- the path to what failed ---- */
@@ -263,6 +262,7 @@ int prp_dump(prp_saver *s, PyObject *root)
     }
     prp_epoch++;
     s->stack_limit = prp_stack_limit(PRP_STACK_RESERVE);
+    s->exact = s->proto < 5 || s->fast || s->persistent_id || s->reducer_override || s->dispatch_table;
     if (!s->elide)
         prp_memo_own_all(s);
     for (;;) {
@@ -328,10 +328,7 @@ PyObject *prp_dumps(PyObject *obj, int proto, bool fix_imports, PyObject *buffer
     prp_saver_protocol(s, proto);
     s->fix_imports = fix_imports && proto < 3;
     s->buffer_callback = buffer_callback;
-    if (proto >= 5) {
-        s->elide = true;
-        s->letter = false;
-    }
+    s->elide = proto >= 5;
     s->to_bytes = true;
     PyObject *bytes = prp_dump(s, obj) == 0 ? prp_out_bytes(s) : NULL;
     prp_out_unhold(s);

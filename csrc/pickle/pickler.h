@@ -7,8 +7,9 @@
  *
  * The three modes differ in how closely the opcodes follow the standard library's pickler. Streams of all modes load as
  * the same objects:
- *     letter   a Pickler object, and protocols below 5: every opcode as _pickle writes it, MEMOIZE included
- *     full     module functions, once foreign code has run: every object that can occur again is memoized
+ *     exact    protocols below 5, and a Pickler with hooks or `fast`: every opcode as _pickle writes it, MEMOIZE included
+ *     full     other Pickler objects, and module functions once foreign code has run: every object that can occur again
+ *              is memoized
  *     elide    module functions at protocol 5, before foreign code has run: objects with one reference are not memoized
  *
  * Why `elide` is correct: an object with one reference can be reached only through its single holder. The pickler
@@ -133,8 +134,8 @@ struct prp_saver {
     bool framing; /* protocol 4 and up, but not in put mode */
     bool elide;
     bool elided; /* an object has been left out of the memo */
-    bool letter;
-    bool fast; /* Pickler.fast: nothing is memoized */
+    bool exact;  /* every opcode is that of _pickle; set by prp_dump */
+    bool fast;   /* Pickler.fast: nothing is memoized */
     bool fix_imports;
     bool put; /* put mode, see put.c */
     bool put_small_root;
@@ -225,7 +226,7 @@ int prp_out_large(prp_saver *s, const uint8_t *header, size_t header_len, const 
                   PyObject *owner);
 int prp_out_finish(prp_saver *s); /* writes STOP and closes the frame */
 PyObject *prp_out_bytes(prp_saver *s);
-void prp_out_unhold(prp_saver *s); /* call it after a dump with to_bytes, to return to the scratch buffer */
+void prp_out_unhold(prp_saver *s); /* after a dump with to_bytes: writes to the scratch buffer again */
 int prp_out_flush(prp_saver *s);   /* passes the output to s->write */
 size_t prp_out_len(const prp_saver *s);
 
@@ -267,10 +268,13 @@ int prp_save_type(prp_saver *s, PyObject *obj); /* for classes whose type is exa
 /* Return whether a bound method can be pickled by name, that is, whether its object has this method under this name: 1,
  * 0 or -1. */
 int prp_method_has_name(prp_saver *s, PyObject *method);
-int prp_save_named(prp_saver *s, PyObject *obj); /* function, or class with a metaclass: by reference, else by value */
+/* Save a function or a class with a metaclass, by reference if possible, otherwise by value. */
+int prp_save_named(prp_saver *s, PyObject *obj);
 int prp_save_class(prp_saver *s, PyObject *cls); /* saves any class, as a GET if it is in the memo */
-bool prp_is_standard_stream(PyObject *obj);      /* whether cloudpickle pickles this file by its name in `sys` */
-int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value); /* get cloudpickle's reduction: 1; 0: none; -1 */
+/* Return whether cloudpickle pickles this file by its name in `sys`. */
+bool prp_is_standard_stream(PyObject *obj);
+/* Get cloudpickle's reduction of obj. Return 1, 0 if there is none, or -1 with an exception. */
+int prp_by_value(prp_saver *s, PyObject *obj, PyObject **value);
 
 /* ---- protocol_0_3.c: atoms of protocols 0 and 1, and other things below protocol 4 ---- */
 

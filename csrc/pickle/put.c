@@ -276,7 +276,6 @@ int prp_put(PyObject *obj, unsigned flags, prp_put_result *result)
     if (!s)
         return -1;
     prp_saver_protocol(s, 5);
-    s->letter = false;
     s->elide = true;
     s->framing = false;
     s->put = true;

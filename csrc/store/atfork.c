@@ -42,9 +42,9 @@ static void copy_hold(prs_store *s, uint32_t i, uint32_t word_index, uint64_t bi
         prs_fetch_or_seqcst(refs, bit);
     /* A process that frees the object may have read the child's bits before we set them, and may read ours after we
      * have cleared them. */
-    /* unreached: race: the object ended while its holds were copied */
+    /* unreached by tests (race): the object ended while its holds were copied */
     if (!prs_hold_confirm(slot, p->serial) || (prs_load_seqcst(&slot->word) & PRS_WORD_FREED))
-        /* unreached: race: the object ended while its holds were copied */
+        /* unreached by tests (race): the object ended while its holds were copied */
         if (prs_load_relaxed(&p->refs))
             prs_fetch_and_seqcst(refs, ~bit); /* the object was freed, so another object may be in the slot by now */
     if (sticky)
@@ -171,10 +171,10 @@ void prs_atfork_unregister(prs_store *s)
 {
     pthread_mutex_lock(&handles_lock);
     prs_store **at = &handles;
-    /* unreached: impossible: the list always contains a handle that leaves */
+    /* unreached by tests (impossible): the list always contains a handle that leaves */
     while (*at && *at != s)
         at = &(*at)->next;
-    /* unreached: impossible: the list always contains a handle that leaves */
+    /* unreached by tests (impossible): the list always contains a handle that leaves */
     if (*at)
         *at = s->next;
     pthread_mutex_unlock(&handles_lock);

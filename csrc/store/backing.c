@@ -32,11 +32,11 @@ static int reopen(prs_store *s, bool writable)
     if (s->path) {
         prs_error ignored;
         if (prs_os_open_file(s->path, &fd, &ignored) == PRS_OK) {
-            /* unreached: untested: the name belongs to another file by now */
+            /* unreached by tests (no test): the name belongs to another file by now */
             if (prs_os_same(fd, &s->file)) {
-                /* unreached: kernel: without /proc the read-only descriptor is found by name, too */
+                /* unreached by tests (other kernel): without /proc the read-only descriptor is found by name, too */
                 int out = writable ? fd : prs_os_reopen(fd, false);
-                /* unreached: kernel: without /proc the read-only descriptor is found by name, too */
+                /* unreached by tests (other kernel): without /proc the read-only descriptor is found by name, too */
                 if (!writable)
                     prs_os_close(fd);
                 return out;
@@ -49,13 +49,13 @@ static int reopen(prs_store *s, bool writable)
     for (int i = 0; i < n; i++) {
         uint64_t ids[16];
         int numbers[16], found = prs_list_pid(pids[i], ids, numbers, 16);
-        /* unreached: impossible: prs_list_pid finds 16 at most */
+        /* unreached by tests (impossible): prs_list_pid finds 16 at most */
         for (int k = 0; k < found && k < 16; k++) {
-            /* unreached: untested: the peer has other stores open as well */
+            /* unreached by tests (no test): the peer has other stores open as well */
             if (ids[k] != s->id)
                 continue;
             fd = prs_os_reopen_of(pids[i], numbers[k], writable);
-            /* unreached: race 2: the peer closed it between the check and the open */
+            /* unreached by tests (race, 2 branches): the peer closed it between the check and the open */
             if (fd >= 0 && prs_os_same(fd, &s->file))
                 return fd;
             prs_os_close(fd);
@@ -102,14 +102,14 @@ static int no_room(prs_error *error, uint64_t want, const prs_headroom_limit *li
 
 static int no_pages(prs_error *error, int rc, uint64_t want)
 {
-    /* unreached: failing 2 */
+    /* unreached by tests (failing call, 2 branches) */
     int code = rc == -ENOSPC || rc == -ENOMEM || rc == -EFBIG ? PRS_E_BACKING : PRS_E_SYS;
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     prs_fail(error, code, -rc,
              rc == -ENOSPC  ? "the file system of the store is full"
              : rc == -EFBIG ? "the file size limit of this process (RLIMIT_FSIZE, ulimit -f) ends before the store does"
                             : "the system gave no memory");
-    /* unreached: untested: the caller passes no error record */
+    /* unreached by tests (no test): the caller passes no error record */
     if (error)
         error->want = want;
     return code;
@@ -137,17 +137,17 @@ int prs_map_writable(prs_store *s, prs_error *error)
     if (PRS_LIKELY(prs_load_acquire(&s->wr)))
         return PRS_OK;
     int rc = prs_fds_repair(s, error);
-    /* unreached: untested: other code closed the descriptor before the first put, and reopening fails */
+    /* unreached by tests (no test): other code closed the descriptor before the first put, and reopening fails */
     if (rc < 0)
         return rc;
     (void)prs_mutex_lock(&s->mutex, -1);
-    /* unreached: race: two threads make their first put */
+    /* unreached by tests (race): two threads make their first put */
     if (!prs_load_acquire(&s->wr)) {
         uint8_t *wr = prs_os_map(s->fd_rw, s->super->data_off, s->capacity, true);
         size_t len = prs_pages_bytes(s->capacity / PRS_PAGE);
-        /* unreached: failing */
+        /* unreached by tests (failing call) */
         void *mapped = wr ? prs_os_reserve(len) : NULL;
-        /* unreached: failing */
+        /* unreached by tests (failing call) */
         if (mapped) {
             s->area.fd = s->fd_rw;
             s->area.map = (char *)wr;
@@ -167,7 +167,7 @@ int prs_map_writable(prs_store *s, prs_error *error)
  * backed when they are put. */
 int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
 {
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     if (PRS_UNLIKELY(!prs_in_data(s, off, len)))
         return prs_fail(error, PRS_E_CORRUPT, 0, "an extent lies outside of the store");
     uint64_t first = off / PRS_PAGE, n = prs_pages_end(off, len) - first;
@@ -177,7 +177,7 @@ int prs_back(prs_store *s, uint64_t off, uint64_t len, prs_error *error)
     if (rc < 0)
         return rc;
     uint64_t begin = off & ~(uint64_t)(BACK_GRAIN - 1), end = prs_round_up(off + len, BACK_GRAIN);
-    /* unreached: impossible: the capacity is a multiple of the grain */
+    /* unreached by tests (impossible): the capacity is a multiple of the grain */
     if (end > s->capacity)
         end = s->capacity;
     bool plenty = prs_os_has_room(s->fd_rw, ROOM); /* if that fails, do not back the neighbouring pages */
@@ -217,7 +217,7 @@ static int fill(prs_store *s, uint64_t off, const void *src, size_t n, prs_error
         return rc;
     uint64_t missing = prs_area_missing(&s->area, off, n);
     rc = hold(s, missing, error);
-    /* unreached: untested: punching warm memory elsewhere was enough */
+    /* unreached by tests (no test): punching warm memory elsewhere was enough */
     if (rc < 0 && prs_trim(s, 0)) /* we can free warm pages elsewhere */
         rc = hold(s, missing, error);
     if (rc < 0)
@@ -262,7 +262,7 @@ static uint64_t data_backed(prs_store *s)
 bool prs_beyond_reserve(prs_store *s, uint64_t size)
 {
     uint64_t now = (uint64_t)prs_now(), until = prs_load_relaxed(&s->super->warm_until);
-    /* unreached: untested: ten seconds after the last large free; only longer runs last that long */
+    /* unreached by tests (no test): ten seconds after the last large free; only longer runs last that long */
     if (size >= prs_load_relaxed(&s->super->warm_floor) || now >= until) {
         prs_store_relaxed(&s->super->warm_floor, size);
         prs_store_relaxed(&s->super->warm_until, now + WARM_SECONDS * (uint64_t)PRS_SECOND);
@@ -276,7 +276,7 @@ bool prs_beyond_reserve(prs_store *s, uint64_t size)
 
 void prs_pages_punch(prs_store *s, uint64_t off, uint64_t len)
 {
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     if (!prs_in_data(s, off, len) || prs_fds_repair(s, NULL) < 0)
         return;
     PRS_POINT(punch_marked);
@@ -288,7 +288,7 @@ void prs_pages_punch(prs_store *s, uint64_t off, uint64_t len)
 void prs_trim_excess(prs_store *s)
 {
     uint64_t keep = reserve_bytes(s);
-    /* unreached: untested: a check a second after more was freed than we keep; only longer runs last that long */
+    /* unreached by tests (no test): a check more than a second after the reserve was exceeded */
     if (prs_load_acquire(&s->wr) && data_backed(s) > prs_load_relaxed(&s->super->arena.used) + keep)
         prs_trim(s, keep);
 }
@@ -296,7 +296,7 @@ void prs_trim_excess(prs_store *s)
 uint64_t prs_trim(prs_store *s, uint64_t keep)
 {
     uint64_t given = 0;
-    /* unreached: uninjected: no address space for the first writable mapping */
+    /* unreached by tests (no injected fault): no address space for the first writable mapping */
     if (prs_load_relaxed(&s->closed) || s->orphan || prs_map_writable(s, NULL) < 0)
         return 0;
     prs_magazines_flush(s);
@@ -309,7 +309,7 @@ uint64_t prs_trim(prs_store *s, uint64_t keep)
             break;
         const prs_slot *slot = prs_slot_at(s, i);
         uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap), warm = 0;
-        /* unreached: damage */
+        /* unreached by tests (damaged tables) */
         if (!prs_in_data(s, off, cap)) {
             prs_slot_return(s, i, word);
             break;
@@ -324,7 +324,7 @@ uint64_t prs_trim(prs_store *s, uint64_t keep)
         prs_pages_punch(s, from * PRS_PAGE, (end - from) * PRS_PAGE);
         prs_slot_adopt(s, i, word);
         uint64_t after = data_backed(s);
-        /* unreached: race: others fill as fast, or the file system frees nothing */
+        /* unreached by tests (race): others fill as fast, or the file system frees nothing */
         if (after >= before)
             break; /* the file system freed nothing, or other processes fill it equally fast */
         given += before - after;

@@ -19,7 +19,7 @@ static int check_slot(prs_store *s, uint32_t i, prs_error *error)
     if (client >= s->super->max_clients)
         return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u belongs to no client", i);
     if (word & PRS_WORD_FILE) {
-        /* unreached: death 2: between the commit of a spill and the end of its extent; the object was freed since */
+        /* unreached by tests (death, 2 branches): after the commit of a spill, with the object freed since */
         if (prs_load_relaxed(&slot->extent) != PRS_NIL && state != PRS_STATE_RESERVED && state != PRS_STATE_FREEING)
             return prs_fail(error, PRS_E_CORRUPT, 0, "slot %u is spilled and has an extent", i);
         return PRS_OK;
@@ -193,7 +193,7 @@ int prs_get_stats(prs_store *s, prs_stats *out)
     memset(out, 0, sizeof *out);
     if (prs_load_relaxed(&s->closed))
         return PRS_E_CLOSED;
-    prs_deferred_run(s, true);
+    prs_deferred_run(s, PRS_WAIT);
     prs_reap_dead(s, PRS_SECOND);
     prs_super *super = s->super;
     uint64_t reserved = 0, used = 0, overhead = 0;
@@ -229,7 +229,7 @@ int prs_get_stats(prs_store *s, prs_stats *out)
     out->used = used;
     out->reserved = reserved;
     out->overhead = overhead;
-    /* unreached: untested: other code closed the descriptor */
+    /* unreached by tests (no test): other code closed the descriptor */
     out->backed = prs_os_same(s->fd_rw, &s->file)
                       ? prs_os_blocks(s->fd_rw)
                       : prs_pages_count(s->area.backed, 0, s->capacity / PRS_PAGE) * PRS_PAGE;
@@ -286,7 +286,7 @@ int32_t prs_creator(prs_store *s, const prs_oid *id)
     if (prs_state(s, id) != PRS_OK)
         return 0;
     uint64_t word = prs_load_acquire(&prs_slot_at(s, id->slot)->word);
-    /* unreached: race: the object was freed after the check */
+    /* unreached by tests (race): the object was freed after the check */
     if (prs_word_generation(word) != id->generation)
         return 0;
     return creator_pid(s, prs_word_client(word), id->serial, &known);

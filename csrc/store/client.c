@@ -42,24 +42,24 @@ static uint32_t janitor_of(const prs_store *s)
 static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_t *incarnation)
 {
     prs_client *c = &s->clients[i];
-    /* unreached: race: another process locked the byte first */
+    /* unreached by tests (race): another process locked the byte first */
     if (prs_os_lock_byte(fd, byte_of(i)) < 0)
         return false; /* another process is claiming the slot, or a child of its last client has not exited yet */
     PRS_POINT(client_locked);
     /* Raise client_high before we set our first holder bit, because scans of the bits end at this index. */
     uint32_t high = prs_load_seqcst(&s->super->client_high);
-    /* unreached: race */
+    /* unreached by tests (race) */
     while (high <= i && !prs_cas_seqcst(&s->super->client_high, &high, i + 1))
         ;
     uint32_t mine = prs_load_seqcst(&c->incarnation) + 1;
     uint64_t unborn = in_state(PRS_CLIENT_UNBORN, mine), was = state;
     bool claimed = prs_cas_seqcst(&c->state, &state, unborn);
-    /* unreached: race */
+    /* unreached by tests (race) */
     if (claimed && prs_load_seqcst(&c->incarnation) + 1 != mine) /* the slot was claimed and released meanwhile */
         claimed = !prs_cas_seqcst(&c->state, &unborn, was);
-    /* unreached: race */
+    /* unreached by tests (race) */
     if (!claimed) {
-        /* unreached: race */
+        /* unreached by tests (race) */
         if (fd != s->fd_rw)
             prs_os_unlock_byte(fd, byte_of(i));
         return false;
@@ -76,7 +76,7 @@ static bool claim_slot(prs_store *s, int fd, uint32_t i, uint64_t state, uint32_
 static uint32_t claim(prs_store *s, int fd, uint32_t *incarnation)
 {
     for (uint32_t i = 1; i < janitor_of(s); i++)
-        /* unreached: race */
+        /* unreached by tests (race) */
         if (prs_load_acquire(&s->clients[i].state) == PRS_CLIENT_FREE &&
             claim_slot(s, fd, i, PRS_CLIENT_FREE, incarnation))
             return i;
@@ -106,9 +106,9 @@ void prs_client_born(prs_store *s)
 static bool foreign_namespace(prs_store *s)
 {
     uint32_t high = prs_load_acquire(&s->super->client_high);
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
-        /* unreached: untested: a slot between used ones became free again */
+        /* unreached by tests (no test): a slot between used ones became free again */
         if ((prs_load_acquire(&s->clients[i].state) & 0xFF) == PRS_CLIENT_LIVE &&
             prs_load_relaxed(&s->clients[i].pid_ns) != s->pid_ns)
             return true;
@@ -120,19 +120,19 @@ static bool clean_as_janitor(prs_store *s)
 {
     uint32_t i = janitor_of(s), incarnation;
     uint64_t state = prs_load_acquire(&s->clients[i].state);
-    /* unreached: race: another janitor is at work */
+    /* unreached by tests (race): another janitor is at work */
     if (state != PRS_CLIENT_FREE && !prs_client_dead(s, i))
         return false; /* another janitor is at work */
-    /* unreached: race: another janitor was quicker */
+    /* unreached by tests (race): another janitor was quicker */
     if (!claim_slot(s, s->fd_lock, i, state, &incarnation))
         return false;
     become(s, i, incarnation);
     prs_client_born(s);
-    /* unreached: uninjected: backing the tables fails in a janitor that follows a dead one */
+    /* unreached by tests (no injected fault): backing the tables fails in a janitor that follows a dead one */
     if (state != PRS_CLIENT_FREE && prs_tables_prefault(s) == 0)
         prs_client_recover_slots(s, i); /* an earlier janitor died while reaping */
     prs_reap_dead(s, 0);
-    prs_deferred_run(s, true); /* do this now, because no client reaps the janitor after it has left */
+    prs_deferred_run(s, PRS_WAIT); /* do this now, because no client reaps the janitor after it has left */
     prs_client_release(s);
     return true;
 }
@@ -141,9 +141,9 @@ int prs_client_claim(prs_store *s, prs_error *error)
 {
     if (((s->flags | s->super->flags) & PRS_OPEN_PID_LIVENESS) && foreign_namespace(s))
         return prs_fail(error, PRS_E_FOREIGN, 0, "the store is used from another pid namespace and liveness is 'pid'");
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     s->anchor = PRS_POINT_ERRNO(client_anchored) ? NULL : prs_os_anchor(s->fd_lock);
-    /* unreached: uninjected 2: no mapping left; madvise refused */
+    /* unreached by tests (no injected fault, 2 branches): no mapping left; madvise refused */
     if (!s->anchor || prs_os_keep_from_children(s->anchor) < 0)
         return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no address space for the mapping that keeps the client's lock");
     uint32_t incarnation;
@@ -151,7 +151,7 @@ int prs_client_claim(prs_store *s, prs_error *error)
     for (int64_t deadline = prs_now() + s->lock_timeout; i == PRS_NIL;) {
         bool cleaned = clean_as_janitor(s);
         i = claim(s, s->fd_lock, &incarnation);
-        /* unreached: race 3: another janitor is at work */
+        /* unreached by tests (race, 3 branches): another janitor is at work */
         if (cleaned || prs_now() > deadline)
             break;
         prs_os_sleep(PRS_MS); /* another process is the janitor, and may free a slot for us as well */
@@ -159,7 +159,7 @@ int prs_client_claim(prs_store *s, prs_error *error)
     if (i == PRS_NIL) {
         prs_fail(error, PRS_E_CLIENTS, 0, "all %u client slots of the store are taken by living processes",
                  s->super->max_clients - 2);
-        /* unreached: untested: the caller passes no error record */
+        /* unreached by tests (no test): the caller passes no error record */
         if (error)
             error->want = 1, error->capacity = error->used = s->super->max_clients - 2;
         return PRS_E_CLIENTS;
@@ -187,7 +187,7 @@ static void await_birth(prs_store *s)
     prs_os_close(s->birth[0]);
     s->birth[0] = s->birth[1] = -1;
     uint64_t unborn = in_state(PRS_CLIENT_UNBORN, s->child_incarnation);
-    /* unreached: race: a debugger holds the child back */
+    /* unreached by tests (race): a debugger holds the child back */
     if (decided && prs_load_acquire(&s->clients[s->child].state) == unborn)
         prs_os_unlock_byte(s->fd_rw, byte_of(s->child)); /* from now on any client may reap the child's slot */
 }
@@ -198,13 +198,13 @@ int prs_client_claim_child(prs_store *s)
 {
     s->child = PRS_NIL;
     s->birth[0] = s->birth[1] = -1;
-    /* unreached: untested: other code closed the descriptor before a fork */
+    /* unreached by tests (no test): other code closed the descriptor before a fork */
     if (!prs_os_same(s->fd_rw, &s->file))
         return -EBADF;
     int rc = s->child_fd = PRS_POINT_ERRNO(fork_reopened) ? -EACCES : prs_os_reopen(s->fd_rw, true);
     if (rc < 0)
         rc = prs_os_pipe(s->birth);
-    /* unreached: uninjected: no mapping left */
+    /* unreached by tests (no injected fault): no mapping left */
     if (rc >= 0 && !(s->child_anchor = prs_os_anchor(s->child_fd < 0 ? s->fd_rw : s->child_fd)))
         rc = -ENOMEM;
     if (rc >= 0) {
@@ -261,11 +261,11 @@ void prs_client_release(prs_store *s)
     uint64_t live = in_state(PRS_CLIENT_LIVE, s->incarnation);
     /* If the store lock was busy and we could not release edges or return slots, keep the state, so that a reaper does
      * it. */
-    /* unreached: race 2: the client leaves while the lock is busy, with edges it could not end */
+    /* unreached by tests (race, 2 branches): the client leaves while the lock is busy, with edges it could not end */
     if ((s->dying == PRS_NIL && !prs_load_relaxed(&s->has_pending)) || s->me == janitor_of(s))
         prs_cas_seqcst(&s->clients[s->me].state, &live, PRS_CLIENT_FREE);
     int fd = s->fd_lock >= 0 ? s->fd_lock : s->fd_rw; /* a forked child may have no separate descriptor for the lock */
-    /* unreached: untested: other code closed the descriptor before prs_close */
+    /* unreached by tests (no test): other code closed the descriptor before prs_close */
     if (prs_os_same(fd, &s->file))
         prs_os_unlock_byte(fd, byte_of(s->me));
 }
@@ -274,7 +274,7 @@ void prs_client_release(prs_store *s)
  * shared with it may still hold. */
 void prs_client_forget(prs_store *s, uint32_t client)
 {
-    /* unreached: untested: other code closed the descriptor before a check for dead clients */
+    /* unreached by tests (no test): other code closed the descriptor before a check for dead clients */
     if (prs_os_same(s->fd_rw, &s->file))
         prs_os_unlock_byte(s->fd_rw, byte_of(client));
 }
@@ -311,12 +311,12 @@ bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
     case PRS_CLIENT_REAPING:
         return true;
     case PRS_CLIENT_UNBORN: /* fork or attach in progress: only the lock byte counts */
-        /* unreached: race: the client appeared while we checked */
+        /* unreached by tests (race): the client appeared while we checked */
         return byte_free(s, client) && prs_load_acquire(&c->state) == state;
     default:
         break;
     }
-    /* unreached: impossible: an orphan's own slot is the sticky holder's, which was excluded */
+    /* unreached by tests (impossible): an orphan's own slot is the sticky holder's, which was excluded */
     if (client == s->me && !s->orphan)
         return false;
     /* A namespace that we could not read is 0 and never counts as equal. */
@@ -324,7 +324,7 @@ bool prs_client_proven_dead(prs_store *s, uint32_t client, uint64_t *found)
     if (!(neighbour && prs_os_process_gone((int32_t)pid)) && !byte_free(s, client))
         return false;
     /* Meanwhile the client may have left and another client may have claimed its slot. */
-    /* unreached: race 2: the client left and another came while we checked */
+    /* unreached by tests (race, 2 branches): the client left and another came while we checked */
     return prs_load_acquire(&c->state) == state && prs_load_acquire(&c->pid) == pid;
 }
 
@@ -335,7 +335,7 @@ bool prs_leave(prs_store *s)
         return false;
     prs_store_seqcst(&s->clients[s->me].leaving, s->incarnation);
     uint32_t high = prs_load_acquire(&s->super->client_high);
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++) {
         uint64_t state = prs_load_seqcst(&s->clients[i].state); /* a child that is being forked counts, too */
         if (i == s->me || (state & 0xFF) == PRS_CLIENT_FREE || prs_load_seqcst(&s->clients[i].leaving) == state >> 32)
@@ -350,11 +350,11 @@ int prs_client_pids(prs_store *s, int32_t *pids, int cap)
 {
     int n = 0;
     uint32_t high = prs_load_acquire(&s->super->client_high);
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     for (uint32_t i = 1; i < high && i < s->super->max_clients && n < cap; i++) {
         if ((prs_load_acquire(&s->clients[i].state) & 0xFF) != PRS_CLIENT_LIVE)
             continue;
-        /* unreached: death: a client dies while another reopens its descriptors */
+        /* unreached by tests (death): a client dies while another reopens its descriptors */
         if (i == s->me || !prs_client_dead(s, i))
             pids[n++] = (int32_t)prs_load_acquire(&s->clients[i].pid);
     }

@@ -23,7 +23,7 @@ static prs_arena *arena_of(const prs_store *s)
 prs_extent *prs_extent_at(const prs_store *s, uint32_t i)
 {
     static __thread prs_extent nowhere;
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     if (PRS_LIKELY(i < prs_extents_max(s)))
         return &s->extents[i];
     prs_store_relaxed(&s->super->corrupt, 1);
@@ -43,7 +43,7 @@ static void bin_of(uint64_t size, uint32_t *fl, uint32_t *sl)
     uint32_t log = 63 - (uint32_t)__builtin_clzll(units);
     *sl = (uint32_t)(units >> (log - PRS_SL_BITS)) ^ PRS_SL_COUNT;
     *fl = log - PRS_SL_BITS + 1;
-    /* unreached: impossible */
+    /* unreached by tests (impossible) */
     if (PRS_UNLIKELY(*fl >= PRS_FL_COUNT)) /* an extent cannot have this size */
         *fl = PRS_FL_COUNT - 1;
 }
@@ -144,7 +144,7 @@ void prs_extent_init(prs_store *s)
 static uint32_t split(prs_store *s, uint32_t i, uint64_t at)
 {
     uint32_t j = descriptor_take(s);
-    /* unreached: impossible: a free descriptor always exists */
+    /* unreached by tests (impossible): a free descriptor always exists */
     if (j == PRS_NIL)
         return PRS_NIL;
     prs_extent *low = prs_extent_at(s, i), *high = prs_extent_at(s, j);
@@ -184,7 +184,7 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
     uint32_t fl, sl;
     /* First try the head of the exact bin, because an extent of the same size that was just freed is warm. */
     bin_of(size, &fl, &sl);
-    /* unreached: impossible: bin_of() stays below the last power */
+    /* unreached by tests (impossible): bin_of() stays below the last power */
     uint32_t exact = fl < PRS_FL_COUNT ? a->bins[fl][sl] : PRS_NIL;
     if (exact != PRS_NIL && fits(prs_extent_at(s, exact), size, paged))
         return exact;
@@ -196,11 +196,11 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
         sl = 0;
         fl++;
     }
-    /* unreached: impossible: every size is below the last power */
+    /* unreached by tests (impossible): every size is below the last power */
     if (fl < PRS_FL_COUNT) {
         uint32_t steps = a->sl_bitmap[fl] & (~0u << sl);
         if (!steps) {
-            /* unreached: impossible: 40 powers cover every size */
+            /* unreached by tests (impossible): 40 powers cover every size */
             uint64_t powers = fl + 1 < 64 ? a->fl_bitmap & FL_ALL & (~0ull << (fl + 1)) : 0;
             if (powers) {
                 fl = (uint32_t)__builtin_ctzll(powers);
@@ -217,8 +217,8 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
     uint32_t last_fl, last_sl;
     bin_of(want, &last_fl, &last_sl);
     bin_of(size, &fl, &sl);
-    /* unreached: impossible: both bins are valid */
-    /* unreached: untested: the extra page makes the size cross a power of two */
+    /* unreached by tests (impossible): both bins are valid */
+    /* unreached by tests (no test): the extra page makes the size cross a power of two */
     while (fl < PRS_FL_COUNT && (fl < last_fl || (fl == last_fl && sl <= last_sl))) {
         uint32_t left = prs_extents_max(s); /* a damaged chain may have no end */
         for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL && left--; i = prs_extent_at(s, i)->bin_next)
@@ -246,14 +246,14 @@ uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot
         prs_extent *e = prs_extent_at(s, i);
         if (e->off + e->size > start + size) { /* a tail shorter than a page stays free */
             uint32_t tail = split(s, i, start + size - e->off);
-            /* unreached: impossible: a free descriptor always exists */
+            /* unreached by tests (impossible): a free descriptor always exists */
             if (tail == PRS_NIL)
                 goto none;
             bin_push(s, tail);
         }
         if (start > prs_extent_at(s, i)->off) {
             uint32_t high = split(s, i, start - prs_extent_at(s, i)->off);
-            /* unreached: impossible: a free descriptor always exists */
+            /* unreached by tests (impossible): a free descriptor always exists */
             if (high == PRS_NIL)
                 goto none;
             bin_push(s, i);
@@ -261,7 +261,7 @@ uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot
         }
     } else if (prs_extent_at(s, i)->size > size) {
         uint32_t rest = split(s, i, size);
-        /* unreached: impossible: a free descriptor always exists */
+        /* unreached by tests (impossible): a free descriptor always exists */
         if (rest == PRS_NIL)
             goto none;
         bin_push(s, rest);
@@ -322,11 +322,11 @@ void prs_extent_free(prs_store *s, uint32_t i, uint32_t slot)
 /* Return the number of bytes in whole backed pages within a free extent. */
 static uint64_t warm_bytes(const prs_store *s, const prs_extent *e)
 {
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     if (!prs_in_data(s, e->off, e->size))
         return 0;
     uint64_t first = prs_round_up(e->off, PRS_PAGE) / PRS_PAGE, end = (e->off + e->size) / PRS_PAGE;
-    /* unreached: impossible: called only for extents of at least 64 KiB */
+    /* unreached by tests (impossible): called only for extents of at least 64 KiB */
     return first < end ? prs_pages_count(s->area.backed, first, end - first) * PRS_PAGE : 0;
 }
 
@@ -366,7 +366,7 @@ uint64_t prs_extent_largest(const prs_store *s)
     if (!powers)
         return 0;
     uint32_t fl = 63 - (uint32_t)__builtin_clzll(powers);
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     if (!a->sl_bitmap[fl])
         return 0;
     uint32_t sl = 31 - (uint32_t)__builtin_clz(a->sl_bitmap[fl]);
@@ -425,7 +425,7 @@ int prs_extent_rebuild(prs_store *s)
             continue;
         }
         uint64_t off = prs_load_relaxed(&slot->off), cap = prs_load_relaxed(&slot->cap);
-        /* unreached: damage 4 */
+        /* unreached by tests (damaged tables, 4 branches) */
         if (cap == 0 || cap % PRS_UNIT || off % PRS_UNIT || off > s->capacity || cap > s->capacity - off)
             return PRS_E_CORRUPT;
         *prs_extent_at(s, n++) = (prs_extent){.off = off, .size = cap, .slot = i, .bin_next = PRS_USED};
@@ -434,7 +434,7 @@ int prs_extent_rebuild(prs_store *s)
     /* Turn the gaps into free extents, with descriptors above the used ones. */
     uint32_t next = n, last = PRS_NIL;
     uint64_t at = 0;
-    /* unreached: impossible: the loop breaks after the last gap */
+    /* unreached by tests (impossible): the loop breaks after the last gap */
     for (uint32_t i = 0; i <= n; i++) {
         uint64_t start = i < n ? prs_extent_at(s, i)->off : s->capacity;
         if (start < at)
@@ -490,7 +490,7 @@ int prs_extent_check(prs_store *s, prs_error *error)
     uint32_t free_count = 0, steps = 0, prev = PRS_NIL;
     bool before_free = false;
     for (uint32_t i = a->extent_first; i != PRS_NIL; prev = i, i = prs_extent_at(s, i)->next) {
-        /* unreached: impossible: an extent in a ring fails the check of its neighbours first */
+        /* unreached by tests (impossible): an extent in a ring fails the check of its neighbours first */
         if (i >= limit || ++steps > limit)
             return prs_fail(error, PRS_E_CORRUPT, 0, "the chain of extents leaves its table");
         const prs_extent *e = prs_extent_at(s, i);

@@ -26,7 +26,7 @@ static bool lives(const prs_slot *slot, const prs_link *link)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
     uint32_t state = prs_word_state(word);
-    /* unreached: impossible: the generation rises before the state does */
+    /* unreached by tests (impossible): the generation rises before the state does */
     return prs_word_generation(word) == link->generation && state != PRS_STATE_FREE && state != PRS_STATE_RESERVED;
 }
 
@@ -37,7 +37,7 @@ static uint32_t first_free(prs_store *s)
 {
     prs_arena *a = arena_of(s);
     uint32_t i = a->link_free;
-    /* unreached: damage 2 */
+    /* unreached by tests (damaged tables, 2 branches) */
     if (i != PRS_NIL && (i >= prs_load_relaxed(&s->links_seen) || s->links[i].kind != PRS_LINK_FREE)) {
         prs_store_relaxed(&s->super->corrupt, 1);
         a->link_free = i = PRS_NIL; /* the caller publishes new records; a rebuild finds the lost ones */
@@ -50,10 +50,10 @@ static uint32_t record_take(prs_store *s)
     prs_arena *a = arena_of(s);
     uint32_t i = first_free(s);
     if (i != PRS_NIL) {
-        a->link_free = s->links[i].next;
+        a->link_free = s->links[i].next_free;
         return i;
     }
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     return a->link_bump < prs_links_published(s) ? a->link_bump++ : PRS_NIL;
 }
 
@@ -67,7 +67,7 @@ static void record_free(prs_store *s, uint32_t i)
         a->edges--;
     l->kind = PRS_LINK_FREE;
     l->serial = 0;
-    l->next = a->link_free;
+    l->next_free = a->link_free;
     a->link_free = i;
 }
 
@@ -99,7 +99,7 @@ uint32_t prs_link_end(prs_store *s, uint32_t i)
     prs_link *l = &s->links[i];
     uint32_t held = PRS_NIL;
     /* If the record is damaged, the object that it held is unknown and stays counted until a rebuild. */
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     if (l->slot < prs_load_relaxed(&s->slots_seen)) {
         prs_slot *slot = prs_slot_at(s, l->slot);
         if (lives(slot, l)) {
@@ -120,14 +120,14 @@ static int64_t end_gone_tokens(prs_store *s, prs_error *error)
     int64_t ended = 0;
     for (uint32_t i = 0, limit = 1; i < limit;) {
         int rc = prs_lock_tables(s, error);
-        /* unreached: race: the lock was free a moment ago */
+        /* unreached by tests (race): the lock was free a moment ago */
         if (rc < 0)
             return rc;
         uint32_t seen = prs_load_relaxed(&s->links_seen), bump = arena_of(s)->link_bump;
         limit = bump < seen ? bump : seen;
         for (uint32_t stop = i + SWEEP; i < limit && i < stop; i++) {
             const prs_link *l = &s->links[i];
-            /* unreached: damage: a slot beyond the table */
+            /* unreached by tests (damaged tables): a slot beyond the table */
             if ((l->kind == PRS_LINK_ONCE || l->kind == PRS_LINK_STICKY) &&
                 l->slot < prs_load_relaxed(&s->slots_seen) && !lives(prs_slot_at(s, l->slot), l)) {
                 (void)prs_link_end(s, i);
@@ -154,12 +154,12 @@ int prs_link_lock(prs_store *s, prs_error *error)
             return PRS_OK;
         prs_unlock(s);
         bool full = published >= s->max_links;
-        /* unreached: untested: a million tokens and edges */
+        /* unreached by tests (no test): a million tokens and edges */
         int64_t ended = full || (published & (published - 1)) == 0 ? end_gone_tokens(s, error) : 0;
-        /* unreached: race: the lock was free a moment ago */
+        /* unreached by tests (race): the lock was free a moment ago */
         if (ended < 0)
             return (int)ended;
-        /* unreached: untested: a million tokens and edges */
+        /* unreached by tests (no test): a million tokens and edges */
         if (ended > (full ? 0 : published / 4))
             continue;
         rc = prs_links_grow(s, published, error);
@@ -173,12 +173,12 @@ int prs_link_lock(prs_store *s, prs_error *error)
  * after unlocking.  A BYTES link may hold the bytes of a freed object, because the caller has pinned
  * them. */
 uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
-                       uint32_t next, bool *undone)
+                       uint32_t note, bool *undone)
 {
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint32_t i = record_take(s);
     *undone = i == PRS_NIL; /* the stack of records was damaged */
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     if (*undone)
         return PRS_NIL;
     prs_link *l = &s->links[i];
@@ -188,7 +188,7 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
                     .generation = id->generation,
                     .owner = owner,
                     .owner_tag = owner_tag,
-                    .next = next,
+                    .note = note,
                     .created = prs_age(s),
                     .pid = (uint32_t)s->pid};
     PRS_POINT(link_filled);
@@ -201,7 +201,7 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
     if (*undone) {
         (void)uncount(slot, kind);
         l->serial = 0;
-        l->next = arena_of(s)->link_free;
+        l->next_free = arena_of(s)->link_free;
         arena_of(s)->link_free = i;
         return PRS_NIL;
     }
@@ -236,7 +236,7 @@ int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t not
             prs_fetch_add_relaxed(&s->super->orphaned, 1);
         (void)prs_hold_confirm(prs_slot_at(s, id->slot), id->serial);
         rc = prs_state(s, id);
-        /* unreached: untested: the object is a draft that the sticky holder owns */
+        /* unreached by tests (no test): the object is a draft that the sticky holder owns */
         return rc == PRS_E_AGAIN ? PRS_OK : rc;
     }
     bool undone;
@@ -247,7 +247,7 @@ int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t not
     if (undone) {
         prs_try_free(s, id->slot);
         rc = prs_state(s, id);
-        /* unreached: race: prs_free ran meanwhile */
+        /* unreached by tests (race): prs_free ran meanwhile */
         return rc < 0 ? rc : PRS_E_LOST;
     }
     return PRS_OK;
@@ -298,7 +298,7 @@ static int add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, uint32
     bool undone;
     uint32_t i = prs_link_make(s, inner, kind, draft->id.slot, draft->id.generation, PRS_NIL, &undone);
     if (i != PRS_NIL) {
-        s->links[i].next = prs_load_relaxed(&outer->edges);
+        s->links[i].next_edge = prs_load_relaxed(&outer->edges);
         prs_store_relaxed(&outer->edges, i);
         PRS_POINT(edge_chained);
     }
@@ -329,7 +329,7 @@ static void adopt(prs_store *s, uint32_t i)
     *(volatile uint32_t *)&l->kind = prs_link_holds_bytes(l->kind) ? PRS_LINK_BYTES_DYING : PRS_LINK_DYING;
     *(volatile uint32_t *)&l->owner_tag = s->incarnation;
     *(volatile uint32_t *)&l->owner = s->me;
-    l->next = s->dying;
+    l->next_edge = s->dying;
     s->dying = i;
 }
 
@@ -338,10 +338,10 @@ void prs_link_splice(prs_store *s, uint32_t outer)
     prs_slot *slot = prs_slot_at(s, outer);
     uint32_t i = prs_load_relaxed(&slot->edges), limit = prs_load_relaxed(&s->links_seen);
     prs_store_relaxed(&slot->edges, PRS_NIL);
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     while (i != PRS_NIL && i < limit) {
         prs_link *l = &s->links[i];
-        uint32_t next = l->next;
+        uint32_t next = l->next_edge;
         if (!prs_link_is_edge(l->kind) || l->owner != outer)
             break; /* the chain is damaged: its other links hold their objects until a rebuild finds them */
         adopt(s, i);
@@ -351,10 +351,10 @@ void prs_link_splice(prs_store *s, uint32_t outer)
         prs_store_relaxed(&s->has_dying, 1);
 }
 
-bool prs_edges_release(prs_store *s, bool block)
+bool prs_edges_release(prs_store *s, prs_patience patience)
 {
     uint32_t held[BURY_BATCH], n = 0;
-    if (!(block ? prs_lock_tables(s, NULL) == PRS_OK : prs_trylock_tables(s)))
+    if (!(patience == PRS_WAIT ? prs_lock_tables(s, NULL) == PRS_OK : prs_trylock_tables(s)))
         return false;
     for (uint32_t k = 0; k < BURY_BATCH && s->dying != PRS_NIL; k++) {
         uint32_t i = s->dying;
@@ -363,7 +363,7 @@ bool prs_edges_release(prs_store *s, bool block)
             s->dying = PRS_NIL; /* the chain is damaged: a rebuild or a reaper finds the rest of it */
             break;
         }
-        s->dying = s->links[i].next;
+        s->dying = s->links[i].next_edge;
         uint32_t slot = prs_link_end(s, i);
         if (slot != PRS_NIL)
             held[n++] = slot;
@@ -380,7 +380,7 @@ bool prs_edges_release(prs_store *s, bool block)
 /* Return whether the outer object of this edge still exists. */
 static bool owner_lives(const prs_store *s, const prs_link *l)
 {
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     if (l->owner >= prs_slots_published(s))
         return false;
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, l->owner)->word);
@@ -408,10 +408,10 @@ void prs_links_rebuild(prs_store *s)
     PRS_POINT(rebuild_counting);
     for (uint32_t i = links; i-- > 0;) {
         prs_link *l = &s->links[i];
-        /* unreached: damage: a serial above its counter */
+        /* unreached by tests (damaged tables): a serial above its counter */
         if (l->serial > a->link_serial)
             a->link_serial = l->serial;
-        /* unreached: damage 3 */
+        /* unreached by tests (damaged tables, 3 branches) */
         bool known = l->kind != PRS_LINK_FREE && l->kind <= PRS_LINK_LAST && l->serial != 0 && l->slot < slots;
         bool holds = known && lives(prs_slot_at(s, l->slot), l);
         /* Keep a link that is in the dying chain of another client (alive or not yet reaped), even if its object was
@@ -422,7 +422,7 @@ void prs_links_rebuild(prs_store *s)
         if (!valid) {
             l->kind = PRS_LINK_FREE;
             l->serial = 0;
-            l->next = a->link_free;
+            l->next_free = a->link_free;
             a->link_free = i;
             continue;
         }
@@ -430,7 +430,7 @@ void prs_links_rebuild(prs_store *s)
             count(prs_slot_at(s, l->slot), l->kind);
         if (prs_link_is_edge(l->kind) && owner_lives(s, l)) {
             prs_slot *outer = prs_slot_at(s, l->owner);
-            l->next = prs_load_relaxed(&outer->edges);
+            l->next_edge = prs_load_relaxed(&outer->edges);
             prs_store_relaxed(&outer->edges, i);
         } else if (prs_link_is_edge(l->kind) || (prs_link_is_dying(l->kind) && !others)) {
             adopt(s, i);
@@ -477,7 +477,7 @@ static int check_record(prs_store *s, uint32_t i, prs_error *error)
         if (l->owner >= slots)
             return prs_fail(error, PRS_E_CORRUPT, 0, "link %u belongs to no object", i);
         const prs_slot *outer = prs_slot_at(s, l->owner);
-        /* unreached: race: an object that lost its last holder a moment ago */
+        /* unreached by tests (race): an object that lost its last holder a moment ago */
         if (owner_lives(s, l) && prs_word_state(prs_load_seqcst(&outer->word)) == PRS_STATE_SEALED &&
             l->inner >= prs_load_relaxed(&outer->serial))
             return prs_fail(error, PRS_E_CORRUPT, 0, "object of slot %u names a younger object", l->owner);
@@ -513,7 +513,7 @@ bool prs_link_may_be_free(const prs_store *s, uint32_t i)
 int prs_link_check_one(prs_store *s, uint32_t i, prs_error *error)
 {
     const prs_link *l = &s->links[i];
-    if (l->kind == PRS_LINK_FREE && (l->next == i || !prs_link_may_be_free(s, l->next)))
+    if (l->kind == PRS_LINK_FREE && (l->next_free == i || !prs_link_may_be_free(s, l->next_free)))
         return prs_fail(error, PRS_E_CORRUPT, 0, "the stack of free links is broken");
     int rc = check_record(s, i, error);
     return rc < 0 ? rc : check_counted(s, i, error);
@@ -538,7 +538,7 @@ int prs_links_check(prs_store *s, prs_error *error)
     if (tokens != a->tokens || edges != a->edges)
         return prs_fail(error, PRS_E_CORRUPT, 0, "%u tokens and %u edges are counted as %u and %u", tokens, edges,
                         a->tokens, a->edges);
-    for (uint32_t i = a->link_free; i != PRS_NIL; i = s->links[i].next) {
+    for (uint32_t i = a->link_free; i != PRS_NIL; i = s->links[i].next_free) {
         if (i >= limit || s->links[i].kind != PRS_LINK_FREE || unused-- == 0)
             return prs_fail(error, PRS_E_CORRUPT, 0, "the stack of free links is broken");
     }

@@ -103,13 +103,15 @@ static inline uint32_t prs_word_state(uint64_t word)
  * are valid. */
 typedef struct prs_slot {
     prs_atomic_u64 word;
-    prs_atomic_u64 serial;    /* never repeats in a store; if it matches, the generation is right, too         */
-    prs_atomic_u64 off;       /* offset of the extent from data_off                              */
-    prs_atomic_u64 cap;       /* size of the extent in bytes */
-    prs_atomic_u64 size;      /* size of the object in bytes */
-    prs_atomic_u32 extent;    /* index of its descriptor, or PRS_NIL                       */
-    prs_atomic_u32 next_free; /* FREE: the next slot on the stack of free slots; else: time of the
-                               * last pin, in ticks of prs_tick()                        */
+    prs_atomic_u64 serial; /* never repeats in a store; if it matches, the generation is right, too         */
+    prs_atomic_u64 off;    /* offset of the extent from data_off                              */
+    prs_atomic_u64 cap;    /* size of the extent in bytes */
+    prs_atomic_u64 size;   /* size of the object in bytes */
+    prs_atomic_u32 extent; /* index of its descriptor, or PRS_NIL                       */
+    union {
+        prs_atomic_u32 next_free; /* if FREE: the next slot on the stack of free slots */
+        prs_atomic_u32 last_pin;  /* otherwise: time of the last pin, in ticks of prs_tick() */
+    };
     prs_atomic_u32 links;     /* live links that hold this object, see prs_links_all(); written under the lock */
     prs_atomic_u32 edges;     /* first link by which this object holds others, or PRS_NIL  */
     prs_atomic_u32 created;   /* seconds since the store was made                          */
@@ -197,9 +199,13 @@ typedef struct prs_link {
     uint32_t kind;       /* PRS_LINK_*                                                 */
     uint32_t owner;      /* EDGE: the outer slot; else the client that made it         */
     uint32_t owner_tag;  /* EDGE: the outer generation; else the client's incarnation  */
-    uint32_t next;       /* EDGE: next edge of the outer object; FREE: next free; tokens: the sender's note */
-    uint32_t created;    /* seconds since the store was made                           */
-    uint32_t pid;        /* pid of the process that made the link */
+    union {
+        uint32_t next_edge; /* EDGE, DYING: next edge of the outer object or of the client */
+        uint32_t next_free; /* FREE: the next link on the stack of free links */
+        uint32_t note;      /* ONCE, STICKY: the sender's note about the message's route */
+    };
+    uint32_t created; /* seconds since the store was made                           */
+    uint32_t pid;     /* pid of the process that made the link */
 } prs_link;
 
 _Static_assert(sizeof(prs_link) == 48, "a link is 48 bytes");
@@ -223,7 +229,7 @@ typedef struct prs_name {
     uint32_t next;     /* 1 + index of the next entry of the bucket, 0 at the end                    */
     uint32_t uses;     /* number of uses, see prs_name_use                                           */
     uint64_t used;     /* the arena's name_uses at the last use or, before it, at the bind           */
-    uint64_t note;     /* a number that the caller counts, see prs_name_count                        */
+    uint64_t note;     /* a counter for the caller, see prs_name_count                        */
     char text[PRS_NAME_ROOM];
 } prs_name;
 
@@ -284,7 +290,7 @@ typedef struct prs_arena {
     uint64_t name_version; /* version of the name that was bound last */
     uint64_t name_uses;    /* increases with each bind and use of a name */
     uint32_t name_buckets; /* number of buckets in use, a power of two; 0 before the first name */
-    uint32_t name_hand;    /* the entry at which the search for one to use again resumes        */
+    uint32_t name_hand;    /* the entry at which the search for a reusable entry resumes        */
     uint64_t fl_bitmap;
     uint32_t sl_bitmap[PRS_FL_COUNT];
     uint32_t bins[PRS_FL_COUNT][PRS_SL_COUNT];

@@ -88,7 +88,7 @@ static int busy(prs_store *s, uint32_t word, prs_error *error)
 
 static int steal(prs_store *s, uint32_t word, prs_error *error)
 {
-    /* unreached: race: another thief was quicker */
+    /* unreached by tests (race): another thief was quicker */
     if (!prs_cas_seqcst(&s->super->lock, &word, lock_word(s->me, s->incarnation) | WAITERS))
         return 1; /* another waiter was quicker */
     prs_fetch_add_relaxed(&s->super->stolen, 1);
@@ -118,13 +118,13 @@ int prs_lock(prs_store *s, int64_t timeout, prs_error *error)
         if (word == 0) {
             /* Other waiters may be asleep, so keep the WAITERS bit. */
             uint32_t expected = 0;
-            /* unreached: race */
+            /* unreached by tests (race) */
             if (prs_cas_acquire(&s->super->lock, &expected, lock_word(s->me, s->incarnation) | WAITERS))
                 goto taken;
             continue;
         }
         if (!(word & WAITERS)) {
-            /* unreached: race */
+            /* unreached by tests (race) */
             if (!prs_cas_relaxed(&s->super->lock, &word, word | WAITERS))
                 continue;
             word |= WAITERS;
@@ -141,14 +141,14 @@ int prs_lock(prs_store *s, int64_t timeout, prs_error *error)
             slice = deadline - now;
         if (prs_futex_wait(&s->super->lock, word, slice) != -ETIMEDOUT)
             continue;
-        /* unreached: race: the lock changed owners while we slept */
+        /* unreached by tests (race): the lock changed owners while we slept */
         if (prs_load_relaxed(&s->super->lock) != word || !owner_dead(s, word))
             continue;
     dead:;
         int rc = steal(s, word, error);
         if (rc == 0)
             return PRS_OK;
-        /* unreached: race: another thief was quicker */
+        /* unreached by tests (race): another thief was quicker */
         if (rc < 0)
             return rc;
     }
@@ -156,7 +156,7 @@ taken:
     PRS_POINT(lock_taken);
     if (PRS_UNLIKELY(s->super->arena.dirty)) { /* a thief died before it completed its rebuild */
         int rc = prs_rebuild(s, error);
-        /* unreached: uninjected: backing the tables fails in the client that finds an unfinished rebuild */
+        /* unreached by tests (no injected fault): no memory for the tables during a second rebuild */
         if (rc < 0) {
             prs_unlock(s);
             return rc;

@@ -36,7 +36,7 @@ uint64_t prs_class_size(uint32_t cls)
 static uint32_t refill_count(uint32_t cls)
 {
     uint64_t n = REFILL_BYTES / prs_class_size(cls);
-    /* unreached: impossible: REFILL_BYTES hold an extent of any class */
+    /* unreached by tests (impossible): REFILL_BYTES hold an extent of any class */
     return n < 1 ? 1 : n > REFILL_MAX ? REFILL_MAX : (uint32_t)n;
 }
 
@@ -51,7 +51,7 @@ static void occupy(prs_store *s, uint32_t i, uint32_t extent, uint32_t state, pr
     prs_store_relaxed(&slot->cap, extent != PRS_NIL ? s->extents[extent].size : 0);
     prs_store_relaxed(&slot->size, 0);
     prs_store_relaxed(&slot->edges, PRS_NIL);
-    prs_store_relaxed(&slot->next_free, 0);
+    prs_store_relaxed(&slot->last_pin, 0);
     out->slot = i;
     out->generation = prs_word_generation(prs_load_relaxed(&slot->word)) + 1;
     prs_store_seqcst(&slot->word, prs_word(out->generation, s->me, state));
@@ -147,19 +147,19 @@ static void give_overflowed(prs_store *s)
     }
 }
 
-static bool lock_as(prs_store *s, bool block)
+static bool lock_as(prs_store *s, prs_patience patience)
 {
-    return block ? prs_lock_tables(s, NULL) == PRS_OK : prs_trylock_tables(s);
+    return patience == PRS_WAIT ? prs_lock_tables(s, NULL) == PRS_OK : prs_trylock_tables(s);
 }
 
-void prs_deferred_run(prs_store *s, bool block)
+void prs_deferred_run(prs_store *s, prs_patience patience)
 {
     if (draining || s->orphan)
         return;
     draining = true;
     while (prs_load_relaxed(&s->has_pending) || prs_load_relaxed(&s->has_dying)) {
         if (prs_load_relaxed(&s->has_pending)) {
-            if (!lock_as(s, block))
+            if (!lock_as(s, patience))
                 break;
             prs_reserved batch[FLUSH_BATCH];
             uint32_t n = pending_pop(s, batch);
@@ -170,8 +170,8 @@ void prs_deferred_run(prs_store *s, bool block)
             prs_unlock(s);
             PRS_POINT(give_unlocked);
         }
-        /* unreached: race */
-        if (prs_load_relaxed(&s->has_dying) && !prs_edges_release(s, block))
+        /* unreached by tests (race) */
+        if (prs_load_relaxed(&s->has_dying) && !prs_edges_release(s, patience))
             break;
     }
     draining = false;
@@ -179,13 +179,13 @@ void prs_deferred_run(prs_store *s, bool block)
 
 void prs_deferred_run_all(prs_store *s)
 {
-    prs_deferred_run(s, true);
+    prs_deferred_run(s, PRS_WAIT);
 }
 
 void prs_deferred_push(prs_store *s, uint32_t slot, uint32_t generation)
 {
     pending_push(s, slot, generation);
-    prs_deferred_run(s, false);
+    prs_deferred_run(s, PRS_NO_WAIT);
 }
 
 void prs_magazine_put(prs_store *s, uint32_t i, uint32_t generation)
@@ -217,7 +217,7 @@ void prs_magazine_put(prs_store *s, uint32_t i, uint32_t generation)
     prs_spin_unlock(&m->lock);
     for (uint32_t k = 0; k < half; k++)
         pending_push(s, old[k].slot, old[k].generation);
-    prs_deferred_run(s, false);
+    prs_deferred_run(s, PRS_NO_WAIT);
 }
 
 /* ---- taking --------------------------------------------------------------------------------------- */
@@ -225,7 +225,7 @@ void prs_magazine_put(prs_store *s, uint32_t i, uint32_t generation)
 static int full(prs_store *s, uint64_t size, prs_error *error)
 {
     prs_fail(error, PRS_E_FULL, 0, "no free extent of %llu bytes", (unsigned long long)size);
-    /* unreached: untested: the caller passes no error record */
+    /* unreached by tests (no test): the caller passes no error record */
     if (error) {
         error->want = size;
         error->capacity = s->capacity;
@@ -243,14 +243,14 @@ static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
         return true;
     case 1:
         prs_reap_dead(s, 0);
-        prs_deferred_run(s, true);
+        prs_deferred_run(s, PRS_WAIT);
         return true;
     case 2:
         prs_magazines_reclaim(s);
-        prs_deferred_run(s, true);
+        prs_deferred_run(s, PRS_WAIT);
         return true;
     default:
-        /* unreached: untested: one put needs sixty rounds of spilling */
+        /* unreached by tests (no test): one put needs sixty rounds of spilling */
         return *stage < 64 && prs_spill_for(s, size, error) == PRS_OK;
     }
 }
@@ -259,7 +259,7 @@ static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
 static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out, uint32_t want,
                 uint32_t *got, prs_error *error)
 {
-    /* unreached: impossible: an object in a file needs no extent */
+    /* unreached by tests (impossible): an object in a file needs no extent */
     if (size > s->capacity && !(state & PRS_WORD_FILE))
         return full(s, size, error);
     for (int stage = 0;;) {
@@ -277,14 +277,14 @@ static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_res
         }
         if (rc == PRS_E_OBJECTS) {
             rc = prs_slots_grow(s, published, error);
-            /* unreached: impossible: after each of the first three stages we try again */
+            /* unreached by tests (impossible): after each of the first three stages we try again */
             if (rc < 0 && (rc != PRS_E_OBJECTS || stage > 2 || !relieve(s, size, &stage, error)))
                 return rc;
         } else {
             prs_error why = {0};
             if (!relieve(s, size, &stage, &why))
-                /* unreached: failing 2: the disk */
-                /* unreached: untested: the caller passes no error record */
+                /* unreached by tests (failing call, 2 branches): the disk */
+                /* unreached by tests (no test): the caller passes no error record */
                 return why.code ? (error ? *error = why : why).code : full(s, size, error);
         }
     }
@@ -309,7 +309,7 @@ static int refill(prs_store *s, uint32_t cls, prs_error *error)
     prs_reserved batch[REFILL_MAX];
     uint32_t n = 0;
     int rc = prs_map_writable(s, error);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if (rc < 0)
         return rc;
     prs_reap_dead(s, PRS_SECOND);
@@ -321,20 +321,20 @@ static int refill(prs_store *s, uint32_t cls, prs_error *error)
     if (rc < 0) {
         for (uint32_t i = 0; i < n; i++)
             pending_push(s, batch[i].slot, batch[i].generation);
-        prs_deferred_run(s, true);
+        prs_deferred_run(s, PRS_WAIT);
         return rc;
     }
     prs_magazine *m = &s->magazines[cls];
     uint32_t kept = 0;
     prs_spin_lock(&m->lock);
     /* The slot with the lowest address is on top. */
-    /* unreached: race: other threads filled it meanwhile */
+    /* unreached by tests (race): other threads filled it meanwhile */
     for (uint32_t i = n; i-- > 0 && m->count < PRS_MAG_CAP;) {
         m->item[m->count++] = batch[i];
         kept++;
     }
     prs_spin_unlock(&m->lock);
-    /* unreached: race: other threads filled it meanwhile */
+    /* unreached by tests (race): other threads filled it meanwhile */
     for (uint32_t i = 0; i < n - kept; i++)
         prs_deferred_push(s, batch[i].slot, batch[i].generation);
     return PRS_OK;
@@ -374,7 +374,7 @@ int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *out,
     prs_reserved one;
     uint32_t n = 0;
     int rc = prs_map_writable(s, error);
-    /* unreached: uninjected: no address space for the first writable mapping */
+    /* unreached by tests (no injected fault): no address space for the first writable mapping */
     if (rc < 0)
         return rc;
     prs_reap_dead(s, PRS_SECOND);
@@ -427,7 +427,7 @@ void prs_magazines_flush(prs_store *s)
         prs_spin_unlock(&m->lock);
         for (uint32_t i = 0; i < n; i++)
             pending_push(s, items[i].slot, items[i].generation);
-        prs_deferred_run(s, true);
+        prs_deferred_run(s, PRS_WAIT);
     }
 }
 
@@ -435,7 +435,7 @@ void prs_slot_return(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_store_relaxed(&s->super->corrupt, 1);
     uint32_t generation = prs_word_generation(word) + 1;
-    /* unreached: race: taken for dead */
+    /* unreached by tests (race): taken for dead */
     if (prs_cas_seqcst(&prs_slot_at(s, i)->word, &word, prs_word(generation, s->me, PRS_STATE_RESERVED)))
         prs_deferred_push(s, i, generation);
 }
@@ -466,7 +466,7 @@ uint64_t prs_magazines_reclaim(prs_store *s)
     for (uint32_t i = 0; i < seen; i++) {
         prs_slot *slot = prs_slot_at(s, i);
         uint64_t word = prs_load_seqcst(&slot->word), cap = prs_load_relaxed(&slot->cap);
-        /* unreached: race: its owner took it from the magazine */
+        /* unreached by tests (race): its owner took it from the magazine */
         if (prs_word_state(word) == PRS_STATE_RESERVED && give(s, i, word)) {
             gained += cap;
             PRS_POINT(take_back_taken);

@@ -37,17 +37,17 @@ static prs_oid object_of(const prs_store *s, const prs_name *e)
 static bool alive(prs_store *s, const prs_name *e)
 {
     prs_oid id = object_of(s, e);
-    /* unreached: untested: listing passes a cleared entry */
+    /* unreached by tests (no test): listing passes a cleared entry */
     return e->serial != 0 && prs_state(s, &id) == PRS_OK;
 }
 
 /* ---- the chains; under the store lock ------------------------------------------------------------- */
 
-/* Return the number of buckets, as far as they exist. */
+/* Return the number of buckets that this process may read. */
 static uint32_t buckets(const prs_store *s)
 {
     uint32_t n = s->super->arena.name_buckets;
-    /* unreached: damage: not a power of two, or too large */
+    /* unreached by tests (damaged tables): not a power of two, or too large */
     return n <= PRS_NAMES_MAX && (n & (n - 1)) == 0 ? n : 0;
 }
 
@@ -60,7 +60,7 @@ static uint32_t *bucket(const prs_store *s, uint32_t hash)
 static void chain(prs_store *s, uint32_t i)
 {
     uint32_t *head = bucket(s, s->names[i].hash);
-    /* unreached: damage: no buckets */
+    /* unreached by tests (damaged tables): no buckets */
     if (head) {
         s->names[i].next = *head;
         *head = i + 1;
@@ -70,7 +70,7 @@ static void chain(prs_store *s, uint32_t i)
 static void unchain(prs_store *s, uint32_t i)
 {
     uint32_t *at = bucket(s, s->names[i].hash), n = entries(s);
-    /* unreached: damage: a chain that leaves the table or has no end */
+    /* unreached by tests (damaged tables): a chain that leaves the table or has no end */
     for (uint32_t steps = 0; at && steps <= n; steps++) {
         uint32_t next = prs_load_relaxed(at);
         if (next == 0 || next > n)
@@ -83,7 +83,7 @@ static void unchain(prs_store *s, uint32_t i)
     }
 }
 
-/* Make all chains again. */
+/* Rebuild all chains. */
 static void rechain(prs_store *s)
 {
     uint32_t n = entries(s), width = buckets(s);
@@ -98,10 +98,10 @@ static uint32_t search(const prs_store *s, const char *text, size_t len)
     uint32_t hash = hash_of(text, len), n = entries(s);
     const uint32_t *head = bucket(s, hash);
     uint32_t at = head ? *head : 0;
-    /* unreached: damage 2: a chain that leaves the table or has no end */
+    /* unreached by tests (damaged tables, 2 branches): a chain that leaves the table or has no end */
     for (uint32_t steps = 0; at && at <= n && steps < n; steps++) {
         const prs_name *e = &s->names[at - 1];
-        /* unreached: untested 2: two names with the same hash */
+        /* unreached by tests (no test, 2 branches): two names with the same hash */
         if (e->serial && e->hash == hash && e->len == len && memcmp(e->text, text, len) == 0)
             return at - 1;
         at = prs_load_relaxed(&e->next);
@@ -119,7 +119,7 @@ static uint32_t clear(prs_store *s, uint32_t i)
     PRS_POINT(name_cleared);
     /* If this link belongs to another entry, leave it: a rebuild ends the link of our entry, which holds the object
      * until then. */
-    /* unreached: damage 2 */
+    /* unreached by tests (damaged tables, 2 branches) */
     if (link < prs_load_relaxed(&s->links_seen) && s->links[link].kind == PRS_LINK_NAME && s->links[link].owner == i)
         return prs_link_end(s, link);
     return PRS_NIL;
@@ -137,7 +137,7 @@ static bool usable_again(prs_store *s, uint32_t i)
 }
 
 #define NAMES_PER_LOCK 1024u /* entries that prs_name_next examines before other processes may take the lock */
-#define EXAMINED 16u         /* used entries that a bind examines before it takes one that was never used */
+#define EXAMINED 16u         /* used entries that a bind examines before it uses a new one */
 
 /* Return an entry to write: an unused one, or one whose object no longer exists; PRS_NIL if the table is full. */
 static uint32_t vacant(prs_store *s)
@@ -194,8 +194,8 @@ static int lock_for_bind(prs_store *s, prs_error *error)
     return prs_link_lock(s, error);
 }
 
-/* Give back the lock, and free the objects in these slots if nobody holds them.  If a name was bound or unbound, wake
- * the clients that wait for one. */
+/* Release the lock, and free the objects in these slots if they have no holder.  If a name was bound or unbound, wake
+ * the clients that wait for a name. */
 static void unlock_and_wake(prs_store *s, bool changed, uint32_t first, uint32_t second)
 {
     prs_unlock(s);
@@ -205,7 +205,7 @@ static void unlock_and_wake(prs_store *s, bool changed, uint32_t first, uint32_t
         prs_try_free(s, second);
     if (changed) {
         prs_fetch_add_seqcst(&s->super->epoch, 1);
-        /* unreached: untested: a client waits for the name */
+        /* unreached by tests (no test): a client waits for the name */
         if (prs_load_seqcst(&s->super->epoch_waiters))
             prs_futex_wake(&s->super->epoch, INT32_MAX);
     }
@@ -270,7 +270,7 @@ int prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id,
     }
     if (keep)
         link = prs_link_make(s, id, PRS_LINK_NAME, i, (uint32_t)id->serial, PRS_NIL, &undone);
-    /* unreached: race: prs_free ran between the check and the lock */
+    /* unreached by tests (race): prs_free ran between the check and the lock */
     if (keep && link == PRS_NIL) {
         rc = prs_fail(error, PRS_E_LOST, 0, "the object to be named no longer exists");
         goto out;
@@ -278,7 +278,7 @@ int prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id,
     uint32_t before = publish(s, i, name, len, id, link, old);
     orphan = old == PRS_NIL ? orphan : before;
 out:
-    /* unreached: race: prs_free ran between the check and the lock */
+    /* unreached by tests (race): prs_free ran between the check and the lock */
     unlock_and_wake(s, rc == PRS_OK, orphan, undone ? id->slot : PRS_NIL);
     return rc;
 }
@@ -293,7 +293,7 @@ static void describe(const prs_store *s, uint32_t i, prs_name_info *info)
     info->used = e->used;
     info->note = e->note;
     info->keeps = link != PRS_NIL;
-    /* unreached: damage: an index beyond the table */
+    /* unreached by tests (damaged tables): an index beyond the table */
     if (info->keeps && link < prs_load_relaxed(&s->links_seen))
         since = s->links[link].created;
     else if (slot < prs_load_relaxed(&s->slots_seen))
@@ -347,19 +347,19 @@ int prs_name_move(prs_store *s, const char *name, size_t len, const char *to, si
     bool keep = s->names[old].link != PRS_NIL;
     if (keep)
         link = prs_link_make(s, &id, PRS_LINK_NAME, i, (uint32_t)id.serial, PRS_NIL, &undone);
-    /* unreached: race: prs_free ran between the check and the lock */
+    /* unreached by tests (race): prs_free ran between the check and the lock */
     if (keep && link == PRS_NIL) {
         rc = prs_fail(error, PRS_E_NOTFOUND, 0, "no object has the name %.100s", name);
         goto out;
     }
     orphan = publish(s, i, to, to_len, &id, link, old);
 out:
-    /* unreached: race: prs_free ran between the check and the lock */
+    /* unreached by tests (race): prs_free ran between the check and the lock */
     unlock_and_wake(s, rc == PRS_OK, undone ? id.slot : orphan, gone);
     return rc;
 }
 
-/* Find the object of a name; if `use` is true, only if it has the name for less than `max_age` seconds, and count it. */
+/* Find the object of a name. If `use` is true, only accept a name younger than `max_age` seconds, and count the use. */
 static int find_living(prs_store *s, const char *name, size_t len, prs_oid *id, prs_name_info *info, bool use,
                        uint32_t max_age)
 {
@@ -433,7 +433,7 @@ int prs_name_next(prs_store *s, uint32_t *cursor, const char *prefix, size_t pre
         for (uint32_t scanned = 0; *cursor < n && !found && scanned < NAMES_PER_LOCK; ++*cursor, scanned++) {
             const prs_name *e = &s->names[*cursor];
             uint32_t len = prs_load_relaxed(&e->len); /* read it once: another process may damage it after the check */
-            /* unreached: damage: a length above the maximum */
+            /* unreached by tests (damaged tables) */
             if (len > PRS_NAME_MAX || len < prefix_len || memcmp(e->text, prefix, prefix_len) != 0 || !alive(s, e))
                 continue;
             memcpy(text, e->text, len);
@@ -453,8 +453,8 @@ int prs_name_next(prs_store *s, uint32_t *cursor, const char *prefix, size_t pre
 
 bool prs_name_has(const prs_store *s, uint32_t i, uint32_t link)
 {
-    /* unreached: damage: an entry that is not in the table */
-    /* unreached: death: the entry has another link by now */
+    /* unreached by tests (damaged tables): an entry that is not in the table */
+    /* unreached by tests (death): the entry has another link by now */
     return i < entries(s) && s->names[i].serial != 0 && s->names[i].link == link;
 }
 
@@ -466,14 +466,14 @@ void prs_names_settle(prs_store *s)
     for (uint32_t i = 0; i < n; i++) {
         prs_name *e = &s->names[i];
         uint32_t replaced = prs_load_relaxed(&e->replaces);
-        /* unreached: damage: an entry that is not in the table, or the same one */
+        /* unreached by tests (damaged tables): an entry that is not in the table, or the same one */
         if (e->serial && replaced && replaced <= n && replaced != i + 1)
             s->names[replaced - 1].serial = 0;
         e->replaces = 0;
-        /* unreached: damage: a version above its counter */
+        /* unreached by tests (damaged tables): a version above its counter */
         if (e->serial && e->version > s->super->arena.name_version)
             s->super->arena.name_version = e->version;
-        /* unreached: damage: a use above its counter */
+        /* unreached by tests (damaged tables): a use above its counter */
         if (e->serial && e->used > s->super->arena.name_uses)
             s->super->arena.name_uses = e->used;
     }
@@ -485,7 +485,7 @@ void prs_names_rebuild(prs_store *s)
     for (uint32_t i = 0; i < n; i++) {
         prs_name *e = &s->names[i];
         uint32_t link = prs_load_relaxed(&e->link);
-        /* unreached: damage 2 */
+        /* unreached by tests (damaged tables, 2 branches) */
         if (e->serial && link != PRS_NIL &&
             (link >= links || s->links[link].kind != PRS_LINK_NAME || s->links[link].owner != i))
             e->serial = 0;

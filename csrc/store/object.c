@@ -36,7 +36,7 @@ static int lost_status(const prs_slot *slot, const prs_oid *id)
 static int freed_status(const prs_slot *slot, const prs_oid *id)
 {
     uint32_t how = prs_load_relaxed(&slot->ended);
-    /* unreached: race 2: between marking the object FREED and its end */
+    /* unreached by tests (race, 2 branches): between marking the object FREED and its end */
     return how >> 2 == (id->generation & 0x3FFFFFFFu) && (how & 3) == PRS_ENDED_UNSEALED ? PRS_E_LOST : PRS_E_FREED;
 }
 
@@ -46,7 +46,7 @@ static int check_id(prs_store *s, const prs_oid *id)
         return PRS_E_CLOSED;
     if (PRS_UNLIKELY(id->store != s->id))
         return PRS_E_FOREIGN;
-    /* unreached: race: another thread has closed the handle after the first check, so the tables are gone */
+    /* unreached by tests (race): another thread has closed the handle after the first check, so the tables are gone */
     if (PRS_UNLIKELY(id->slot >= prs_slots_published(s)))
         return prs_load_acquire(&s->closed) ? PRS_E_CLOSED : PRS_E_LOST;
     return PRS_OK;
@@ -78,7 +78,7 @@ bool prs_held(prs_store *s, prs_slot *slot, bool freed)
     uint32_t epoch = prs_load_seqcst(&s->super->recount);
     if (prs_load_seqcst(&slot->links) & (freed ? PRS_LINKS_BYTES : ~0u))
         return true;
-    /* unreached: race: a rebuild began meanwhile */
+    /* unreached by tests (race): a rebuild began meanwhile */
     return (epoch & 1) || prs_load_seqcst(&s->super->recount) != epoch;
 }
 
@@ -121,7 +121,7 @@ static bool reclaim_slot(prs_store *s, uint32_t i, uint64_t *word)
             prs_pages_punch(s, prs_load_relaxed(&slot->off), cap);
         if (file)
             prs_spill_remove(s, slot, i);
-        /* unreached: race: this client was declared dead */
+        /* unreached by tests (race): this client was declared dead */
         if (!prs_cas_seqcst(&slot->word, &next, reserved))
             return true; /* another client declared us dead and took over */
     }
@@ -140,12 +140,12 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
 {
     prs_slot *slot = prs_slot_at(s, i);
     for (;;) {
-        /* unreached: race 2: this client was declared dead */
+        /* unreached by tests (race, 2 branches): this client was declared dead */
         if (prs_word_state(word) != PRS_STATE_FREEING || prs_word_client(word) != s->me)
             return; /* another client declared us dead and took over */
         PRS_POINT(freeing);
         if (word & PRS_WORD_HELD) { /* clear HELD before the scan, so that a later holder sets HELD again */
-            /* unreached: race */
+            /* unreached by tests (race) */
             if (!prs_cas_seqcst(&slot->word, &word, word & ~(uint64_t)PRS_WORD_HELD))
                 continue;
             word &= ~(uint64_t)PRS_WORD_HELD;
@@ -165,7 +165,7 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
         if (prs_held(s, slot, sealed & PRS_WORD_FREED))
             return;
         word = (prs_word(prs_word_generation(sealed), s->me, PRS_STATE_FREEING)) | (sealed & PRS_FLAGS_MASK);
-        /* unreached: race */
+        /* unreached by tests (race) */
         if (!prs_cas_seqcst(&slot->word, &sealed, word))
             return; /* another client has changed the word, and so has taken over */
     }
@@ -179,7 +179,7 @@ void prs_try_free(prs_store *s, uint32_t i)
         if (prs_held(s, slot, word & PRS_WORD_FREED))
             return;
         uint64_t freeing = prs_word(prs_word_generation(word), s->me, PRS_STATE_FREEING) | (word & PRS_FLAGS_MASK);
-        /* unreached: race */
+        /* unreached by tests (race) */
         if (prs_cas_seqcst(&slot->word, &word, freeing)) {
             prs_free_finish(s, i, freeing);
             return;
@@ -193,10 +193,10 @@ bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
     prs_slot *slot = prs_slot_at(s, i);
     uint32_t generation = prs_word_generation(word);
     uint64_t flags = word & PRS_FLAGS_MASK, ours;
-    /* unreached: impossible: callers have checked the state */
+    /* unreached by tests (impossible): callers have checked the state */
     switch (prs_word_state(word)) {
     case PRS_STATE_RESERVED:
-        /* unreached: race: another reaper was quicker */
+        /* unreached by tests (race): another reaper was quicker */
         if (!prs_cas_seqcst(&slot->word, &word,
                             prs_word(generation + 1, s->me, PRS_STATE_RESERVED | (uint32_t)(flags & PRS_WORD_FILE))))
             return false;
@@ -208,7 +208,7 @@ bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
         /* fall through */
     case PRS_STATE_FREEING:
         ours = prs_word(generation, s->me, PRS_STATE_FREEING) | flags;
-        /* unreached: race: another reaper was quicker */
+        /* unreached by tests (race): another reaper was quicker */
         if (!prs_cas_seqcst(&slot->word, &word, ours))
             return false;
         prs_free_finish(s, i, ours);
@@ -228,12 +228,12 @@ bool prs_slot_adopt(prs_store *s, uint32_t i, uint64_t word)
  * slot. */
 static bool mark_held(prs_slot *slot, uint64_t *word)
 {
-    /* unreached: race: another client is freeing it */
+    /* unreached by tests (race): another client is freeing it */
     while (prs_word_state(*word) == PRS_STATE_FREEING)
-        /* unreached: race 4: another client is freeing it */
+        /* unreached by tests (race, 4 branches): another client is freeing it */
         if ((*word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, word, *word | PRS_WORD_HELD))
             return true;
-    /* unreached: race: the object ended before */
+    /* unreached by tests (race): the object ended before */
     return prs_word_state(*word) != PRS_STATE_FREE && prs_word_state(*word) != PRS_STATE_RESERVED;
 }
 
@@ -241,7 +241,7 @@ static bool mark_held(prs_slot *slot, uint64_t *word)
 bool prs_hold_confirm(prs_slot *slot, uint64_t serial)
 {
     uint64_t word = prs_load_seqcst(&slot->word);
-    /* unreached: race: the slot has another object by now */
+    /* unreached by tests (race): the slot has another object by now */
     return mark_held(slot, &word) && prs_load_relaxed(&slot->serial) == serial;
 }
 
@@ -266,7 +266,7 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
         return lost_status(slot, id);
     if (word & freed)
         return freed_status(slot, id);
-    /* unreached: compiler 2: the result is known for refs */
+    /* unreached by tests (compiler, 2 branches): the result is known for refs */
     if (prs_word_state(word) == PRS_STATE_CREATING && !may_create)
         return PRS_E_AGAIN;
     prs_fetch_or_seqcst(&bits[s->my_word], s->my_bit);
@@ -274,29 +274,29 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
     word = prs_load_seqcst(&slot->word);
     while (PRS_LIKELY(matches(slot, word, id) && !(word & freed))) {
         *seen = word;
-        /* unreached: race 3: ended or being freed at the second read */
+        /* unreached by tests (race, 3 branches): ended or being freed at the second read */
         switch (prs_word_state(word)) {
         case PRS_STATE_SEALED:
             return PRS_OK;
         case PRS_STATE_CREATING:
-            /* unreached: compiler: the result is known for pins or for refs */
-            /* unreached: race 2 */
+            /* unreached by tests (compiler): the result is known for pins or for refs */
+            /* unreached by tests (race, 2 branches) */
             return may_create ? PRS_OK : PRS_E_AGAIN;
         case PRS_STATE_FREEING:
-            /* unreached: race 3: another client is freeing it */
+            /* unreached by tests (race, 3 branches): another client is freeing it */
             if ((word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_HELD))
                 return PRS_OK; /* the freeing client must scan again, and then sees our bit */
             break;
         case PRS_STATE_SPILLING: /* allow refs, and pins of the spilling thread */
-            /* unreached: compiler 2: the result is known for pins or for refs */
-            /* unreached: race 3: being spilled at the second read */
+            /* unreached by tests (compiler, 2 branches): the result is known for pins or for refs */
+            /* unreached by tests (race, 3 branches): being spilled at the second read */
             return may_create || prs_spill_by_us(s, id->slot) ? PRS_OK : PRS_E_AGAIN;
         default:
             return lost_status(slot, id);
         }
     }
     *seen = word;
-    /* unreached: race 3: ended between the two reads */
+    /* unreached by tests (race, 3 branches): ended between the two reads */
     return matches(slot, word, id) ? freed_status(slot, id) : lost_status(slot, id);
 }
 
@@ -330,7 +330,7 @@ void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *
     prs_private *p = &s->priv[id->slot];
     prs_file_map *twice = NULL;
     prs_spin_lock(shard);
-    /* unreached: race: two threads map the file at the same time */
+    /* unreached by tests (race): two threads map the file at the same time */
     if (p->map)
         twice = map; /* another thread was quicker */
     else
@@ -364,7 +364,7 @@ static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid
     uint64_t word;
     prefetch_slot(slot, p, prs_pins(s, slot));
     prs_spin_lock(shard);
-    /* unreached: race: closed between the two checks */
+    /* unreached by tests (race): closed between the two checks */
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
         prs_spin_unlock(shard);
         return PRS_E_CLOSED;
@@ -388,15 +388,15 @@ static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid
     if (PRS_LIKELY(rc == PRS_OK))
         rc = view_of(s, slot, p, word, view);
     if (PRS_LIKELY(rc == PRS_OK)) {
-        /* unreached: untested: refs to an earlier object of the slot */
+        /* unreached by tests (no test): refs to an earlier object of the slot */
         if (!(prs_load_relaxed(&p->refs) && p->serial == id->serial)) {
             p->serial = id->serial; /* refs to an earlier object of the slot are invalid */
             prs_store_relaxed(&p->refs, 0);
         }
         prs_store_relaxed(&p->pins, 1);
         uint32_t tick = prs_tick(s);
-        if (PRS_UNLIKELY(prs_load_relaxed(&slot->next_free) != tick))
-            prs_store_relaxed(&slot->next_free, tick);
+        if (PRS_UNLIKELY(prs_load_relaxed(&slot->last_pin) != tick))
+            prs_store_relaxed(&slot->last_pin, tick);
         prs_spin_unlock(shard);
         return PRS_OK;
     }
@@ -470,7 +470,7 @@ int prs_ref(prs_store *s, const prs_oid *id)
     uint64_t word;
     prefetch_slot(slot, p, slot->holders);
     prs_spin_lock(shard);
-    /* unreached: race: closed between the two checks */
+    /* unreached by tests (race): closed between the two checks */
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed))) {
         prs_spin_unlock(shard);
         return PRS_E_CLOSED;
@@ -493,18 +493,18 @@ int prs_ref(prs_store *s, const prs_oid *id)
         return PRS_OK;
     }
     /* The bit may be valid for the object that is in the slot now. */
-    /* unreached: race 4: the ref was set after the object ended */
+    /* unreached by tests (race, 4 branches): the ref was set after the object ended */
     bool ours = prs_load_relaxed(&p->refs) && p->serial == prs_load_relaxed(&slot->serial) &&
                 !(word & PRS_WORD_FREED) && prs_word_state(word) != PRS_STATE_FREE &&
                 prs_word_state(word) != PRS_STATE_RESERVED;
-    /* unreached: race: the ref was set after the object ended */
+    /* unreached by tests (race): the ref was set after the object ended */
     bool touched = !ours && (prs_load_relaxed(&slot->holders[s->my_word]) & s->my_bit);
-    /* unreached: race: the ref was set after the object ended */
+    /* unreached by tests (race): the ref was set after the object ended */
     if (touched)
         undo(s, slot, slot->holders);
     prs_spin_unlock(shard);
     PRS_POINT(ref_undo);
-    /* unreached: race: the ref was set after the object ended */
+    /* unreached by tests (race): the ref was set after the object ended */
     if (touched)
         prs_try_free(s, id->slot);
     return rc;
@@ -562,9 +562,9 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
     if (PRS_UNLIKELY(prs_load_relaxed(&s->closed) || s->orphan))
         return prs_fail(error, PRS_E_CLOSED, 0,
                         s->orphan ? "no client slot was free when this process was forked" : "the store is closed");
-    /* unreached: race */
+    /* unreached by tests (race) */
     if (PRS_UNLIKELY(prs_load_relaxed(&s->has_pending) || prs_load_relaxed(&s->has_dying)))
-        prs_deferred_run(s, false);
+        prs_deferred_run(s, PRS_NO_WAIT);
     uint32_t i;
     uint64_t word;
     bool window = flags & PRS_ALLOC_WINDOW, small = size <= PRS_SMALL_MAX && !window;
@@ -642,9 +642,9 @@ int prs_write_strided(prs_store *s, prs_draft *draft, uint64_t at, const void *s
         return prs_fail(error, PRS_E_INVAL, 0, "write past the end of the object");
     uint8_t *to = draft->dst ? draft->dst : draft->window;
     if (!to && draft->size > s->capacity) { /* the draft is in a file, so gather in memory first */
-        /* unreached: untested: a write of no bytes to a draft in a file */
+        /* unreached by tests (no test): a write of no bytes to a draft in a file */
         to = malloc(n ? n : 1);
-        /* unreached: uninjected: malloc */
+        /* unreached by tests (no injected fault): malloc */
         if (!to)
             return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to gather %zu bytes", (size_t)n);
         prs_copy_strided_parallel(to, src, ndim, shape, strides, itemsize, 0);
@@ -686,11 +686,11 @@ int prs_seal(prs_store *s, prs_draft *draft, prs_error *error)
     PRS_POINT(seal_ready);
     uint64_t sealed;
     do {
-        /* unreached: race 2: this client was declared dead */
+        /* unreached by tests (race, 2 branches): this client was declared dead */
         if (PRS_UNLIKELY(prs_word_state(word) != PRS_STATE_CREATING || prs_word_client(word) != s->me))
             return prs_fail(error, PRS_E_LOST, 0, "another process declared this client dead and reclaimed the object");
         sealed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED | window;
-        /* unreached: race */
+        /* unreached by tests (race) */
     } while (PRS_UNLIKELY(!prs_cas_weak_seqcst(&slot->word, &word, sealed)));
     PRS_POINT(seal_done);
     prs_wake(s, slot, word);
@@ -707,7 +707,7 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
         return; /* the window is still writable, so the object stays unsealed until this process ends */
     draft->window = NULL;
     do {
-        /* unreached: impossible: an orphan's drafts are its parent's */
+        /* unreached by tests (impossible): an orphan's drafts are its parent's */
         if (prs_word_generation(word) == draft->id.generation && (prs_word_client(word) != s->me || s->orphan)) {
             prs_unref(s, &draft->id); /* this draft belongs to our parent: drop only the ref that we inherited */
             return;
@@ -716,13 +716,13 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
             return;
         ours = prs_word(draft->id.generation, s->me, PRS_STATE_FREEING) | (word & PRS_FLAGS_MASK) | PRS_WORD_FREED;
         mark_ended(slot, word, PRS_ENDED_UNSEALED);
-        /* unreached: race */
+        /* unreached by tests (race) */
     } while (!prs_cas_seqcst(&slot->word, &word, ours));
     PRS_POINT(abort_marked);
     prs_spin *shard = prs_shard(s, draft->id.slot);
     prs_spin_lock(shard);
     prs_private *p = &s->priv[draft->id.slot];
-    /* unreached: impossible: the caller has a ref to it */
+    /* unreached by tests (impossible): the caller has a ref to it */
     if (p->serial == draft->id.serial)
         (void)prs_count_down(&p->refs);
     prs_spin_unlock(shard);
@@ -747,7 +747,7 @@ int prs_free(prs_store *s, const prs_oid *id, prs_error *error)
         if (word & PRS_WORD_FREED)
             break;
         mark_ended(slot, word, PRS_ENDED_FREED);
-        /* unreached: race */
+        /* unreached by tests (race) */
     } while (!prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_FREED));
     PRS_POINT(free_marked);
     prs_try_free(s, id->slot);
@@ -772,8 +772,8 @@ int prs_find(prs_store *s, const void *ptr, uint64_t n, prs_oid *id, uint64_t *a
         uint64_t first = prs_load_relaxed(&slot->off), size = prs_load_relaxed(&slot->size);
         uint64_t word = prs_load_seqcst(&slot->word);
         /* An object that is being restored has pins, but no extent and no mapping yet. */
-        /* unreached: untested 2: other objects of the store are spilled */
-        /* unreached: race: the last holder released it meanwhile */
+        /* unreached by tests (no test, 2 branches): other objects of the store are spilled */
+        /* unreached by tests (race): the last holder released it meanwhile */
         if (prs_load_relaxed(&s->priv[i].pins) && !s->priv[i].map && !(word & PRS_WORD_FILE) && first <= off &&
             off - first <= size && n <= size - (off - first)) {
             bool live = !(word & PRS_WORD_FREED);

@@ -259,21 +259,22 @@ typedef struct prs_name_info {
     uint32_t age;     /* seconds since the name was bound or, for an ephemeral name, since its object was made */
     bool keeps;       /* false for an ephemeral name */
     uint32_t uses;    /* number of calls of prs_name_use */
-    uint64_t used;    /* increases with each bind and use of any name: who was used last has the largest number */
-    uint64_t note;    /* what prs_name_count added */
+    uint64_t used;    /* grows with each bind and use of any name: the name used last has the largest number */
+    uint64_t note;    /* sum of the notes that prs_name_count added */
 } prs_name_info;
 
 enum {
     PRS_NAME_EPHEMERAL = 1, /* the name does not keep the object, and ends with the object's last holder */
-    PRS_NAME_REPLACE = 2    /* the name may denote another object, from which it is taken in one step    */
+    PRS_NAME_REPLACE = 2    /* if the name denotes another object, move it to this object in one step    */
 };
 
-/* Bind a name to a sealed object, which is then kept until it is freed, its name is taken away, or the store ends.
+/* Bind a name to a sealed object, which then exists until it is freed, the name is unbound, or the store ends.
  * Return PRS_E_EXISTS if a living object has the name, unless `flags` has PRS_NAME_REPLACE.  The caller must hold a
  * ref. */
 int prs_name_bind(prs_store *store, const char *name, size_t len, const prs_oid *id, uint32_t flags, prs_error *error);
-/* Unbind a name, but, if `id` is not NULL, only from that object.  The object lives on as long as others hold it.
- * Return PRS_E_NOTFOUND if the name is not bound like that.  `info`, which may be NULL, describes the name as it was. */
+/* Unbind a name; if `id` is not NULL, only from that object.  The object exists as long as other holders keep it.
+ * Return PRS_E_NOTFOUND if the name is unbound or belongs to another object.  `info` may be NULL; it receives the
+ * former entry. */
 int prs_name_unbind(prs_store *store, const char *name, size_t len, const prs_oid *id, prs_name_info *info,
                     prs_error *error);
 /* Give an object a new name in place of the old one, in one step.  Return PRS_E_NOTFOUND if no object has the old name,
@@ -285,7 +286,7 @@ int prs_name_find(prs_store *store, const char *name, size_t len, prs_oid *id, p
 /* Do the same, and count it as a use of the name.  Return PRS_E_NOTFOUND, without counting, if the age of the name is
  * `max_age` or more. */
 int prs_name_use(prs_store *store, const char *name, size_t len, uint32_t max_age, prs_oid *id, prs_name_info *info);
-/* Add to the numbers of uses and to the note of a name. Return PRS_E_NOTFOUND if no object has the name. */
+/* Add `uses` to the use count of a name, and `note` to its note. Return PRS_E_NOTFOUND if no object has the name. */
 int prs_name_count(prs_store *store, const char *name, size_t len, uint32_t uses, uint64_t note);
 /* Get the next name from *cursor on that starts with a prefix, NUL-terminated, and its object; return 1, or 0 at the
  * end.  `info` may be NULL. */

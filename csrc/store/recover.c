@@ -47,8 +47,8 @@ int prs_rebuild(prs_store *s, prs_error *error)
 static void sweep(prs_store *s)
 {
     uint32_t epoch = prs_load_seqcst(&s->super->recount), swept = prs_load_relaxed(&s->super->swept);
-    /* unreached: death: a rebuild is in progress */
-    /* unreached: uninjected: backing the tables fails */
+    /* unreached by tests (death): a rebuild is in progress */
+    /* unreached by tests (no injected fault): backing the tables fails */
     if (swept == epoch || (epoch & 1) || prs_tables_prefault(s) < 0)
         return;
     uint32_t seen = prs_load_relaxed(&s->slots_seen);
@@ -84,16 +84,16 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     prs_client *c = &s->clients[client];
     uint64_t ours = reaping(s);
     uint32_t incarnation = prs_load_seqcst(&c->incarnation);
-    /* unreached: impossible: callers have proven that it is dead */
+    /* unreached by tests (impossible): callers have proven that it is dead */
     switch (state & 0xFF) {
     case PRS_CLIENT_FREE:
         return PRS_OK;
     case PRS_CLIENT_REAPING: {
         uint32_t reaper = (uint32_t)(state >> 8) & 0xFFFFu;
-        /* unreached: race: another thread is reaping it */
+        /* unreached by tests (race): another thread is reaping it */
         if (reaper == s->me && state == ours)
             return PRS_OK; /* another thread of ours is reaping the client */
-        /* unreached: race: another client is reaping it */
+        /* unreached by tests (race): another client is reaping it */
         if (prs_client_is(s, reaper, (uint32_t)(state >> 32)) && !prs_client_dead(s, reaper))
             return PRS_OK;
         break;
@@ -101,11 +101,11 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
     default:
         break;
     }
-    /* unreached: race: another client was quicker */
+    /* unreached by tests (race): another client was quicker */
     if (!prs_cas_seqcst(&c->state, &state, ours))
         return PRS_OK;
     PRS_POINT(reap_begun);
-    /* unreached: uninjected: backing the tables fails */
+    /* unreached by tests (no injected fault): backing the tables fails */
     if (prs_tables_prefault(s) < 0) {
         prs_cas_seqcst(&c->state, &ours, state); /* the next prs_reap_dead() tries again */
         return PRS_E_BACKING;
@@ -116,9 +116,9 @@ int prs_reap(prs_store *s, uint32_t client, uint64_t state)
         return PRS_E_BUSY;
     }
     PRS_POINT(reap_links);
-    prs_deferred_run(s, true);
+    prs_deferred_run(s, PRS_WAIT);
     prs_client_forget(s, client);
-    /* unreached: race: this client was declared dead */
+    /* unreached by tests (race): this client was declared dead */
     if (prs_cas_seqcst(&c->state, &ours, PRS_CLIENT_FREE))
         prs_fetch_add_relaxed(&s->super->reaped, 1);
     PRS_POINT(reap_done);
@@ -129,10 +129,10 @@ int prs_reap_dead(prs_store *s, int64_t min_age)
 {
     uint64_t now = (uint64_t)prs_now(), last = prs_load_relaxed(&s->super->last_look);
     if (min_age > 0) {
-        /* unreached: damage: a time in the future */
+        /* unreached by tests (damaged tables): a time in the future */
         if (last <= now && now - last < (uint64_t)min_age)
             return PRS_OK;
-        /* unreached: race: another client is checking */
+        /* unreached by tests (race): another client is checking */
         if (!prs_cas_relaxed(&s->super->last_look, &last, now))
             return PRS_OK; /* another client is checking */
     } else {
@@ -142,7 +142,7 @@ int prs_reap_dead(prs_store *s, int64_t min_age)
         return PRS_OK;
     uint32_t high = prs_load_acquire(&s->super->client_high);
     uint64_t state;
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     for (uint32_t i = 1; i < high && i < s->super->max_clients; i++)
         if (i != s->me && prs_client_proven_dead(s, i, &state) && prs_reap(s, i, state) == PRS_E_BUSY)
             break; /* wait for the lock only once; the next call reaps the rest */

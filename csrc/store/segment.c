@@ -82,7 +82,7 @@ static int validate(prs_super *p, uint64_t file_size, prs_error *error)
     if (p->version != PRS_LAYOUT_VERSION || p->layout_hash != layout_hash() || p->page != PRS_PAGE)
         return prs_fail(error, PRS_E_VERSION, 0, "the store has layout %u, this library knows layout %u", p->version,
                         PRS_LAYOUT_VERSION);
-    /* unreached: damage 4 */
+    /* unreached by tests (damaged tables, 4 branches) */
     if (p->capacity == 0 || p->capacity % CAPACITY_GRAIN || p->capacity > CAPACITY_MAX || p->max_clients < 4 ||
         p->max_clients > PRS_CLIENTS_MAX || p->max_slots == 0 || p->max_slots > SLOTS_MAX || p->max_links == 0 ||
         p->max_links > PRS_LINKS_MAX || p->store_id == 0 || memchr(p->spill_dir, 0, sizeof p->spill_dir) == NULL)
@@ -90,7 +90,7 @@ static int validate(prs_super *p, uint64_t file_size, prs_error *error)
     prs_super again = {
         .capacity = p->capacity, .max_clients = p->max_clients, .max_slots = p->max_slots, .max_links = p->max_links};
     lay_out(&again);
-    /* unreached: damage 3 */
+    /* unreached by tests (damaged tables, 3 branches) */
     if (again.holder_words != p->holder_words || again.slot_stride != p->slot_stride ||
         again.max_extents != p->max_extents || again.clients_off != p->clients_off || again.names_off != p->names_off ||
         again.buckets_off != p->buckets_off || again.slots_off != p->slots_off || again.extents_off != p->extents_off ||
@@ -108,7 +108,7 @@ static int validate(prs_super *p, uint64_t file_size, prs_error *error)
 static prs_store *new_handle(int fd, const prs_options *options)
 {
     prs_store *s = NULL;
-    /* unreached: uninjected: posix_memalign */
+    /* unreached by tests (no injected fault): posix_memalign */
     if (posix_memalign((void **)&s, 64, sizeof *s) != 0)
         return NULL;
     memset(s, 0, sizeof *s);
@@ -154,11 +154,11 @@ static int reopen(const prs_store *s, bool writable)
     int fd = prs_os_reopen(s->fd_rw, writable);
     if (fd < 0 && s->path) { /* open the file by its path if /proc is missing */
         prs_error ignored;
-        /* unreached: kernel: no /proc */
+        /* unreached by tests (other kernel): no /proc */
         if (prs_os_open_file(s->path, &fd, &ignored) < 0)
             return -EBADF;
     }
-    /* unreached: race: the descriptor number refers to another file by now */
+    /* unreached by tests (race): the descriptor number refers to another file by now */
     if (fd >= 0 && !prs_os_same(fd, &s->file)) {
         prs_os_close(fd);
         return -ESTALE;
@@ -182,7 +182,7 @@ static int map_all(prs_store *s, const prs_super *p, prs_error *error)
         return prs_fail(error, PRS_E_SYS, s->fd_ro < 0 ? -s->fd_ro : -s->fd_lock, "cannot open the store once more");
     s->priv_len = (size_t)s->max_slots * sizeof(prs_private);
     s->super = prs_os_map(s->fd_rw, 0, s->control_len, true);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     s->ro = s->super ? prs_os_map(s->fd_ro, p->data_off, s->capacity, false) : NULL;
     s->priv = s->ro ? prs_os_reserve(s->priv_len) : NULL;
     if (!s->priv)
@@ -199,7 +199,7 @@ static int map_all(prs_store *s, const prs_super *p, prs_error *error)
     s->area.fd = s->fd_rw;
     s->area.backed = prs_pages_at(base + p->backed_off, s->capacity / PRS_PAGE);
     int rc = prs_os_populate(base, p->names_off, s->fd_rw, 0);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if (rc < 0)
         return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
     return PRS_OK;
@@ -210,7 +210,7 @@ static int enter(prs_store *s, prs_error *error)
 {
     _Static_assert(offsetof(prs_super, lock) == 4096, "the constants fill the first page");
     int rc = prs_os_map_fixed(s->super, s->fd_ro, 0, PRS_PAGE);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if (rc < 0)
         return prs_fail(error, PRS_E_SYS, -rc, "mapping the superblock failed");
     if (prs_load_acquire(&s->super->published) > s->max_slots ||
@@ -221,13 +221,13 @@ static int enter(prs_store *s, prs_error *error)
     s->start_time = prs_start_time(s->pid);
     s->pid_ns = prs_os_pid_ns();
     prs_headroom_open(&s->headroom);
-    rc = prs_spill_open(s, false, error);
+    rc = prs_spill_open(s, PRS_SPILL_ATTACH, error);
     if (rc == PRS_OK)
         rc = prs_client_claim(s, error);
     if (rc < 0)
         return rc;
     rc = prs_tables_prefault(s);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if (rc < 0) {
         prs_client_release(s);
         return prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
@@ -253,7 +253,7 @@ static int refuse_pages(prs_error *error)
 
 static void choose(prs_super *p, const prs_options *options, uint64_t capacity, uint64_t slots_min)
 {
-    /* unreached: untested: a store of more than 8 TiB */
+    /* unreached by tests (no test): a store of more than 8 TiB */
     if (capacity > CAPACITY_MAX)
         capacity = CAPACITY_MAX;
     p->capacity = prs_round_up(capacity, CAPACITY_GRAIN);
@@ -290,7 +290,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
     choose(&plan, options, capacity, slots_min);
     lay_out(&plan);
     int rc = prs_os_random(&plan.store_id, sizeof plan.store_id);
-    /* unreached: uninjected: getrandom */
+    /* unreached by tests (no injected fault): getrandom */
     if (rc < 0)
         return prs_fail(error, PRS_E_SYS, -rc, "no random number for the store");
     plan.store_id |= 1;
@@ -307,7 +307,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
         return fd;
     PRS_POINT(segment_created);
     prs_store *s = new_handle(fd, options);
-    /* unreached: uninjected: posix_memalign */
+    /* unreached by tests (no injected fault): posix_memalign */
     if (!s) {
         prs_os_close(fd);
         return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory for a store handle");
@@ -315,7 +315,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
     uint64_t size;
     rc = prs_os_size(fd, plan.file_size);
     if (rc < 0) {
-        /* unreached: failing */
+        /* unreached by tests (failing call) */
         rc = prs_fail(error, PRS_E_SYS, -rc, "cannot make a file of %llu bytes%s", (unsigned long long)plan.file_size,
                       rc == -EFBIG ? " (RLIMIT_FSIZE, ulimit -f, allows less)" : "");
         goto fail;
@@ -323,7 +323,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
     if (!s->path)
         (void)prs_os_seal(fd); /* this may fail on some kernels, but only our own code could shrink the file */
     PRS_POINT(segment_sized);
-    /* unreached: uninjected: fstat */
+    /* unreached by tests (no injected fault): fstat */
     if ((rc = prs_os_inspect(fd, &s->file, &size, error)) < 0 || (rc = map_all(s, &plan, error)) < 0)
         goto fail;
     if (!given && !roomy(s)) {
@@ -332,14 +332,14 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
         goto fail;
     }
     memcpy(s->super, &plan, offsetof(prs_super, lock));
-    if ((rc = prs_spill_open(s, true, error)) < 0)
+    if ((rc = prs_spill_open(s, PRS_SPILL_CREATE, error)) < 0)
         goto fail;
     prs_super *p = s->super;
     prs_store_relaxed(&p->serial, 1);
     prs_store_relaxed(&p->client_high, 1);
     p->arena.slot_free = p->arena.link_free = PRS_NIL;
     rc = prs_os_populate((uint8_t *)p + p->extents_off, PRS_PAGE, fd, p->extents_off);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if (rc < 0) {
         rc = prs_fail(error, PRS_E_BACKING, -rc, "no memory for the tables of the store");
         goto fail;
@@ -347,7 +347,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
     prs_extent_init(s);
     prs_store_release(&p->ready, PRS_MAGIC);
     PRS_POINT(segment_ready);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if ((rc = enter(s, error)) < 0)
         goto fail;
     if (s->path && (rc = prs_os_publish_file(fd, s->path, error)) < 0) {
@@ -366,7 +366,7 @@ int prs_create(prs_store **out, const prs_options *options, prs_error *error)
 {
     bool given = options && options->capacity;
     uint64_t first = given ? options->capacity : prs_default_capacity();
-    /* unreached: kernel: neither /proc nor a cgroup tells the size of memory */
+    /* unreached by tests (other kernel): neither /proc nor a cgroup tells the size of memory */
     if (first == 0) /* the size of the memory is unknown */
         first = (uint64_t)1 << 30;
     uint64_t capacity = first, slots_min = SLOTS_MIN;
@@ -405,7 +405,7 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
         return refuse_pages(error);
     }
     prs_store *s = new_handle(fd, options);
-    /* unreached: uninjected: posix_memalign */
+    /* unreached by tests (no injected fault): posix_memalign */
     if (!s) {
         prs_os_close(fd);
         return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory for a store handle");
@@ -414,20 +414,20 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
     int rc = prs_os_inspect(fd, &s->file, &size, error);
     if (rc < 0)
         goto fail;
-    /* unreached: uninjected: posix_memalign */
+    /* unreached by tests (no injected fault): posix_memalign */
     if (posix_memalign((void **)&head, _Alignof(prs_super), sizeof *head) != 0) {
         head = NULL;
         rc = prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to read the superblock");
         goto fail;
     }
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if (size < sizeof *head || prs_os_pread(fd, head, sizeof *head, 0) < 0) {
         rc = prs_fail(error, PRS_E_FOREIGN, 0, "the file is too short for a store");
         goto fail;
     }
     if ((rc = validate(head, size, error)) < 0)
         goto fail;
-    /* unreached: race: the descriptor number refers to another file by now */
+    /* unreached by tests (race): the descriptor number refers to another file by now */
     if (store && head->store_id != store) {
         rc = prs_fail(error, PRS_E_FOREIGN, 0, "the file is another store");
         goto fail;
@@ -470,10 +470,10 @@ static uint64_t id_behind(int fd)
     _Static_assert(offsetof(prs_super, store_id) == 24, "id_behind reads the head of prs_super");
     prs_file file;
     uint64_t size;
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if (prs_os_inspect(fd, &file, &size, NULL) < 0 || prs_os_pread(fd, &head, sizeof head, 0) < 0)
         return 0;
-    /* unreached: untested: a file with the name of a store that is no store */
+    /* unreached by tests (no test): a file with the name of a store that is no store */
     return head.ready == PRS_MAGIC ? head.store_id : 0;
 }
 
@@ -485,18 +485,18 @@ int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap)
     DIR *directory = prs_open_listing(path);
     if (!directory)
         return 0;
-    /* unreached: untested: the process has more stores than the caller has room for */
+    /* unreached by tests (no test): the process has more stores than the caller has room for */
     for (struct dirent *entry; n < cap && (entry = readdir(directory));) {
         /* Open only files with a name that a store can have, because opening other files may have side effects. */
         ssize_t len = readlinkat(dirfd(directory), entry->d_name, link, sizeof link - 1);
         if (len < 0)
             continue;
         link[len] = 0;
-        /* unreached: untested: the process has the store open under its path */
+        /* unreached by tests (no test): the process has the store open under its path */
         if (strncmp(link, "/memfd:pyray_ser:", 17) != 0 && !strstr(link, "pyray_ser"))
             continue;
         int number = atoi(entry->d_name), fd = prs_os_reopen_of(pid, number, false);
-        /* unreached: race: the process closed it meanwhile */
+        /* unreached by tests (race): the process closed it meanwhile */
         uint64_t id = fd >= 0 ? id_behind(fd) : 0;
         prs_os_close(fd);
         bool known = id == 0;
@@ -517,8 +517,8 @@ int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const p
     int mine = fd >= 0 ? prs_os_reopen_of(pid, fd, true) : -1;
     if (mine >= 0) {
         uint64_t id = id_behind(mine);
-        /* unreached: untested: the caller accepts any store */
-        /* unreached: untested: the descriptor number refers to another store by now */
+        /* unreached by tests (no test): the caller accepts any store */
+        /* unreached by tests (no test): the descriptor number refers to another store by now */
         if (id == 0 || (store && id != store)) {
             prs_os_close(mine); /* the descriptor number refers to another file by now */
             mine = -1;
@@ -528,7 +528,7 @@ int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const p
         uint64_t ids[64];
         int fds[64], n = prs_list_pid(pid, ids, fds, 64);
         for (int i = 0; i < n && mine < 0; i++)
-            /* unreached: untested 2: the caller accepts any store, or the process has several */
+            /* unreached by tests (no test, 2 branches): the caller accepts any store, or the process has several */
             if (store == 0 || ids[i] == store)
                 mine = prs_os_reopen_of(pid, fds[i], true);
     }
@@ -593,11 +593,11 @@ static void drop_refs(prs_store *s)
         prs_spin_lock(shard);
         bool had = prs_load_relaxed(&p->refs) != 0;
         prs_store_relaxed(&p->refs, 0);
-        /* unreached: race: two threads close the handle */
+        /* unreached by tests (race): two threads close the handle */
         if (had)
             prs_fetch_and_seqcst(&prs_slot_at(s, i)->holders[s->my_word], ~s->my_bit);
         prs_spin_unlock(shard);
-        /* unreached: race: two threads close the handle */
+        /* unreached by tests (race): two threads close the handle */
         if (had)
             prs_try_free(s, i);
     }
@@ -640,12 +640,12 @@ void prs_close(prs_store *s)
     if (!s->orphan) {
         drop_refs(s);
         prs_magazines_flush(s);
-        prs_deferred_run(s, true);
+        prs_deferred_run(s, PRS_WAIT);
     }
     uint64_t pinned = 0;
     lock_shards(s);
     bool again = prs_exchange_seqcst(&s->closed, 1);
-    /* unreached: race: two threads close the handle */
+    /* unreached by tests (race): two threads close the handle */
     if (!again) {
         uint32_t published = prs_slots_published(s);
         for (uint32_t i = 0; i < published; i++)
@@ -653,10 +653,10 @@ void prs_close(prs_store *s)
         prs_fetch_add_seqcst(&s->pinned_slots, PRS_PINS_COUNTED + pinned + 1); /* one pin stands for this call */
     }
     unlock_shards(s);
-    /* unreached: race: two threads close the handle */
+    /* unreached by tests (race): two threads close the handle */
     if (again)
         return;
-    /* unreached: race: the handle was closed while another thread writes */
+    /* unreached by tests (race): the handle was closed while another thread writes */
     while (prs_load_seqcst(&s->filling))
         prs_os_sleep(PRS_MS);
     if (prs_fetch_sub_acqrel(&s->pinned_slots, 1) == (PRS_PINS_COUNTED | 1))

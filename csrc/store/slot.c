@@ -20,7 +20,7 @@ static int touch(prs_store *s, uint64_t off, uint64_t from, uint64_t to)
 {
     uint64_t begin = (off + from) & ~(uint64_t)(PRS_PAGE - 1);
     uint64_t end = prs_round_up(off + to, PRS_PAGE);
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     if (end > s->control_len)
         end = s->control_len;
     return prs_os_populate((uint8_t *)s->super + begin, end - begin, s->fd_rw, begin);
@@ -43,7 +43,7 @@ static int touch_links(prs_store *s, uint32_t from, uint32_t to)
 static void raise_mark(prs_atomic_u32 *mark, uint32_t to)
 {
     uint32_t seen = prs_load_relaxed(mark);
-    /* unreached: race: another thread raised the mark meanwhile */
+    /* unreached by tests (race): another thread raised the mark meanwhile */
     while (seen < to && !prs_cas_weak_relaxed(mark, &seen, to))
         continue;
 }
@@ -61,7 +61,7 @@ int prs_tables_prefault(prs_store *s)
     seen = prs_load_relaxed(&s->links_seen);
     if (PRS_UNLIKELY(seen < published)) {
         int rc = touch_links(s, seen, published);
-        /* unreached: failing */
+        /* unreached by tests (failing call) */
         if (rc < 0)
             return rc;
         raise_mark(&s->links_seen, published);
@@ -77,7 +77,7 @@ static int no_backing(int rc, prs_error *error)
 /* Call this under the lock: return whether all published chunks are mapped in this process. */
 static bool all_mapped(const prs_store *s)
 {
-    /* unreached: race: another client published a chunk before we had the lock */
+    /* unreached by tests (race): another client published a chunk before we had the lock */
     return prs_load_relaxed(&s->slots_seen) >= prs_slots_published(s) &&
            prs_load_relaxed(&s->links_seen) >= prs_links_published(s);
 }
@@ -99,13 +99,13 @@ int prs_lock_tables(prs_store *s, prs_error *error)
 bool prs_trylock_tables(prs_store *s)
 {
     for (;;) {
-        /* unreached: uninjected: backing the tables fails */
+        /* unreached by tests (no injected fault): backing the tables fails */
         if (prs_tables_prefault(s) < 0)
             return false;
         PRS_POINT(tables_looked);
         if (!prs_trylock(s))
             return false;
-        /* unreached: race: another client published a chunk before we had the lock */
+        /* unreached by tests (race): another client published a chunk before we had the lock */
         if (PRS_LIKELY(all_mapped(s)))
             return true;
         prs_unlock(s);
@@ -116,10 +116,10 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
 {
     uint32_t to = had + PRS_SLOT_CHUNK;
     if (to > s->max_slots) {
-        /* unreached: impossible: the table is a whole number of chunks */
+        /* unreached by tests (impossible): the table is a whole number of chunks */
         if (had >= s->max_slots) {
             prs_fail(error, PRS_E_OBJECTS, 0, "the store holds as many objects as its table allows");
-            /* unreached: untested: the caller passes no error record */
+            /* unreached by tests (no test): the caller passes no error record */
             if (error)
                 error->want = 1, error->capacity = error->used = s->max_slots;
             return PRS_E_OBJECTS;
@@ -133,7 +133,7 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
         return no_backing(rc, error);
     PRS_POINT(slots_backed);
     rc = prs_lock(s, s->lock_timeout, error);
-    /* unreached: race */
+    /* unreached by tests (race) */
     if (rc < 0)
         return rc;
     if (prs_slots_published(s) == had) {
@@ -153,7 +153,7 @@ int prs_slots_grow(prs_store *s, uint32_t had, prs_error *error)
 
 int prs_links_grow(prs_store *s, uint32_t had, prs_error *error)
 {
-    /* unreached: untested: a million tokens and edges */
+    /* unreached by tests (no test): a million tokens and edges */
     if (had >= s->max_links) {
         prs_fail(error, PRS_E_OBJECTS, 0, "the table of references in flight and between objects is full");
         return PRS_E_OBJECTS;
@@ -165,7 +165,7 @@ int prs_links_grow(prs_store *s, uint32_t had, prs_error *error)
     if (rc < 0)
         return no_backing(rc, error);
     rc = prs_lock(s, s->lock_timeout, error);
-    /* unreached: race */
+    /* unreached by tests (race) */
     if (rc < 0)
         return rc;
     if (prs_links_published(s) == had)
@@ -180,7 +180,7 @@ uint32_t prs_slot_take(prs_store *s)
     uint32_t i = a->slot_free;
     if (i == PRS_NIL)
         return PRS_NIL;
-    /* unreached: damage 2 */
+    /* unreached by tests (damaged tables, 2 branches) */
     if (PRS_UNLIKELY(i >= prs_load_relaxed(&s->slots_seen) ||
                      prs_word_state(prs_load_relaxed(&prs_slot_at(s, i)->word)) != PRS_STATE_FREE)) {
         prs_store_relaxed(&s->super->corrupt, 1);

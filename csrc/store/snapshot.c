@@ -22,13 +22,13 @@
 static int copy_piece(int to, int from, uint64_t at, size_t n, void *buffer)
 {
     int rc = prs_os_pread(from, buffer, n, at);
-    /* unreached: uninjected: pread of the tables */
+    /* unreached by tests (no injected fault): pread of the tables */
     for (size_t done = 0; rc == 0 && done < n;) {
         ssize_t written = pwrite(to, (const char *)buffer + done, n - done, (off_t)(at + done));
-        /* unreached: uninjected 3: pwrite to the copy */
+        /* unreached by tests (no injected fault, 3 branches): pwrite to the copy */
         if (written < 0 && errno != EINTR)
             rc = -errno;
-        /* unreached: uninjected: pwrite to the copy */
+        /* unreached by tests (no injected fault): pwrite to the copy */
         else if (written > 0)
             done += (size_t)written;
     }
@@ -39,26 +39,26 @@ static int copy_piece(int to, int from, uint64_t at, size_t n, void *buffer)
 static int copy_tables(int to, int from, uint64_t end)
 {
     void *buffer = malloc(PIECE);
-    /* unreached: uninjected: malloc */
+    /* unreached by tests (no injected fault): malloc */
     int rc = buffer ? 0 : -ENOMEM;
-    /* unreached: uninjected: the copy fails */
-    /* unreached: untested: tables that do not end with a hole */
+    /* unreached by tests (no injected fault): the copy fails */
+    /* unreached by tests (no test): tables that do not end with a hole */
     for (uint64_t at = 0; rc == 0 && at < end;) {
         off_t data = lseek(from, (off_t)at, SEEK_DATA);
         if (data < 0)
-            /* unreached: uninjected: lseek */
+            /* unreached by tests (no injected fault): lseek */
             rc = errno == ENXIO ? 0 : -errno;
-        /* unreached: untested: tables that end with a hole, with data after them */
+        /* unreached by tests (no test): tables that end with a hole, with data after them */
         if (data < 0 || (uint64_t)data >= end)
             break;
         off_t hole = lseek(from, data, SEEK_HOLE);
-        /* unreached: uninjected: lseek */
+        /* unreached by tests (no injected fault): lseek */
         if (hole < 0) {
             rc = -errno;
             break;
         }
         uint64_t stop = (uint64_t)hole < end ? (uint64_t)hole : end;
-        /* unreached: uninjected: the copy fails */
+        /* unreached by tests (no injected fault): the copy fails */
         for (at = (uint64_t)data; rc == 0 && at < stop;) {
             size_t n = stop - at < PIECE ? (size_t)(stop - at) : PIECE;
             rc = copy_piece(to, from, at, n, buffer);
@@ -77,7 +77,7 @@ static int read_head(int fd, prs_super *head, prs_error *error)
     int rc = prs_os_inspect(fd, &file, &size, error);
     if (rc < 0)
         return rc;
-    /* unreached: uninjected: pread of the superblock */
+    /* unreached by tests (no injected fault): pread of the superblock */
     if (size < sizeof *head || prs_os_pread(fd, head, sizeof *head, 0) < 0)
         return prs_fail(error, PRS_E_FOREIGN, 0, "the file is too short for a store");
     if (prs_load_relaxed(&head->ready) != PRS_MAGIC)
@@ -85,7 +85,7 @@ static int read_head(int fd, prs_super *head, prs_error *error)
     if (head->version != PRS_LAYOUT_VERSION)
         return prs_fail(error, PRS_E_VERSION, 0, "the store has layout %u, this library knows layout %u", head->version,
                         PRS_LAYOUT_VERSION);
-    /* unreached: damage 2 */
+    /* unreached by tests (damaged tables, 2 branches) */
     if (head->data_off > size || head->data_off < sizeof *head || memchr(head->spill_dir, 0, PRS_SPILL_DIR) == NULL)
         return prs_fail(error, PRS_E_CORRUPT, 0, "the superblock of the store is damaged");
     head->file_size = size;
@@ -95,20 +95,20 @@ static int read_head(int fd, prs_super *head, prs_error *error)
 static int make_copy(int fd, prs_super *head, prs_error *error)
 {
     int copy = prs_os_memfd(head->store_id, error);
-    /* unreached: uninjected: memfd_create for the copy */
+    /* unreached by tests (no injected fault): memfd_create for the copy */
     if (copy < 0)
         return copy;
     char none[PRS_SPILL_DIR] = {0};
     uint64_t now = (uint64_t)prs_now();
     int rc = prs_os_size(copy, head->file_size);
-    /* unreached: uninjected: ftruncate of the copy */
+    /* unreached by tests (no injected fault): ftruncate of the copy */
     if (rc == 0)
         rc = copy_tables(copy, fd, head->data_off);
-    /* unreached: uninjected 3: pwrite to the copy */
+    /* unreached by tests (no injected fault, 3 branches): pwrite to the copy */
     if (rc == 0 && (pwrite(copy, none, sizeof none, offsetof(prs_super, spill_dir)) != (ssize_t)sizeof none ||
                     pwrite(copy, &now, sizeof now, offsetof(prs_super, last_look)) != (ssize_t)sizeof now))
         rc = -errno;
-    /* unreached: uninjected: the copy fails */
+    /* unreached by tests (no injected fault): the copy fails */
     if (rc == 0)
         return copy;
     prs_os_close(copy);
@@ -127,7 +127,7 @@ int prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR
                                          : PRS_E_SYS,
                         errno, "cannot open %.150s", path);
     prs_super *head = NULL;
-    /* unreached: uninjected: posix_memalign */
+    /* unreached by tests (no injected fault): posix_memalign */
     int rc = posix_memalign((void **)&head, _Alignof(prs_super), sizeof *head) == 0
                  ? read_head(fd, head, error)
                  : prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to read the superblock");

@@ -55,7 +55,7 @@ static int clean_one(void *arg, const char *name)
     if (directory < 0)
         return 0;
     int lock = prs_os_open_at(directory, LOCK_NAME, O_RDWR | O_CREAT);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if (lock >= 0 && prs_os_lock_file(lock, true) == 0) {
         c->found++;
         if (!c->dry) {
@@ -73,7 +73,7 @@ int prs_spill_clean(const char *directory, bool dry)
     prs_error error = {0};
     struct cleaning c = {prs_os_open_directory(-1, directory, &error), 0, dry};
     if (c.fd < 0)
-        /* unreached: impossible: the error always has an errno */
+        /* unreached by tests (impossible): the error always has an errno */
         return error.sys_errno ? -error.sys_errno : -EINVAL;
     int rc = prs_os_each_name(c.fd, clean_one, &c);
     prs_os_close(c.fd);
@@ -134,7 +134,7 @@ static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
             prs_os_close(fd);
         }
     }
-    /* unreached: untested: the spill directory is not writable */
+    /* unreached by tests (no test): the spill directory is not writable */
     if (rc < 0)
         return prs_fail(error, PRS_E_SYS, -rc, "cannot make or lock the store's directory in %.150s",
                         s->super->spill_dir);
@@ -147,7 +147,7 @@ static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
     return PRS_OK;
 }
 
-int prs_spill_open(prs_store *s, bool create, prs_error *error)
+int prs_spill_open(prs_store *s, prs_spill_opening how, prs_error *error)
 {
     if (s->super->spill_dir[0] == 0 || s->fd_spill >= 0)
         return PRS_OK;
@@ -157,9 +157,9 @@ int prs_spill_open(prs_store *s, bool create, prs_error *error)
     if (prs_os_in_memory(top)) {
         rc = prs_fail(error, PRS_E_INVAL, 0, "the spill directory %.150s lies in memory (tmpfs)", s->super->spill_dir);
     } else {
-        if (create)
+        if (how == PRS_SPILL_CREATE)
             prs_spill_clean(s->super->spill_dir, false);
-        rc = enter_directory(s, top, create, error);
+        rc = enter_directory(s, top, how == PRS_SPILL_CREATE, error);
     }
     prs_os_close(top);
     return rc;
@@ -173,20 +173,20 @@ void prs_spill_close(prs_store *s)
     bool entered = prs_os_same(s->fd_spill, &s->spill_file);
     int fresh = -1;
     if (prs_os_same(s->fd_spill_lock, &s->spill_lock_file)) {
-        /* unreached: untested: other code closed only the descriptor of the directory */
+        /* unreached by tests (no test): other code closed only the descriptor of the directory */
         if (entered && !s->orphan)
             fresh = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR | O_CREAT);
         prs_os_close(s->fd_spill_lock);
     }
     prs_os_unmap(s->spill_anchor, PRS_PAGE);
     s->spill_anchor = NULL;
-    /* unreached: untested: another process removed the lock file */
+    /* unreached by tests (no test): another process removed the lock file */
     if (fresh >= 0 && prs_os_same(fresh, &s->spill_lock_file) && prs_os_lock_file(fresh, true) == 0) {
         char name[NAME_LEN];
         directory_name(name, s->id);
-        /* unreached: uninjected: strdup */
+        /* unreached by tests (no injected fault): strdup */
         int top = s->spill_dir ? prs_os_open_directory(-1, s->spill_dir, NULL) : -1;
-        /* unreached: failing */
+        /* unreached by tests (failing call) */
         if (top >= 0) {
             prs_os_each_name(s->fd_spill, remove_one, &s->fd_spill);
             prs_os_remove_at(top, name, true);
@@ -204,7 +204,7 @@ void prs_spill_close(prs_store *s)
 static void lock_again(prs_store *s)
 {
     int fd = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR);
-    /* unreached: uninjected 3: no descriptor is left, or the file is another one */
+    /* unreached by tests (no injected fault, 3 branches): no descriptor is left, or the file is another one */
     if (fd >= 0 && prs_os_same(fd, &s->spill_lock_file) && prs_os_lock_file(fd, false) == 0)
         s->fd_spill_lock = fd;
     else
@@ -215,7 +215,7 @@ static int find_again(prs_store *s)
 {
     bool locked = prs_os_same(s->fd_spill_lock, &s->spill_lock_file);
     if (prs_os_same(s->fd_spill, &s->spill_file)) {
-        /* unreached: race: another thread was quicker */
+        /* unreached by tests (race): another thread was quicker */
         if (!locked)
             lock_again(s);
         return s->fd_spill;
@@ -224,8 +224,8 @@ static int find_again(prs_store *s)
         prs_os_close(s->fd_spill_lock);
     s->fd_spill = s->fd_spill_lock = -1;
     prs_error ignored;
-    /* unreached: untested: no descriptor for the directory */
-    return prs_spill_open(s, false, &ignored) == PRS_OK ? s->fd_spill : -EBADF;
+    /* unreached by tests (no test): no descriptor for the directory */
+    return prs_spill_open(s, PRS_SPILL_ATTACH, &ignored) == PRS_OK ? s->fd_spill : -EBADF;
 }
 
 /* Return the directory's descriptor; if other code closed it, open the directory again, one thread at a time. */
@@ -246,7 +246,7 @@ int prs_spill_open_file(prs_store *s, uint32_t slot, uint64_t serial, int flags)
     char name[NAME_LEN];
     int at = directory(s);
     file_name(name, slot, serial);
-    /* unreached: untested: no descriptor for the directory */
+    /* unreached by tests (no test): no descriptor for the directory */
     return at < 0 ? at : prs_os_open_at(at, name, flags);
 }
 
@@ -255,7 +255,7 @@ static void remove_file(prs_store *s, uint32_t slot, uint64_t serial)
     char name[NAME_LEN];
     int at = directory(s);
     file_name(name, slot, serial);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if (at >= 0)
         (void)prs_os_remove_at(at, name, false); /* if the file does not exist, its writer died before creating it */
     PRS_POINT(spill_removed);
@@ -284,7 +284,7 @@ int prs_spill_disk(prs_store *s, int rc, uint64_t want, prs_error *error)
              : barred ? "the spill directory %.120s cannot be written"
                       : "writing to the spill directory %.120s failed",
              s->super->spill_dir);
-    /* unreached: untested: the caller passes no error record */
+    /* unreached by tests (no test): the caller passes no error record */
     if (error) {
         error->want = want;
         error->capacity = s->capacity;
@@ -299,11 +299,11 @@ static void roll_back(prs_store *s, uint32_t i, uint64_t word)
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t sealed;
     do {
-        /* unreached: race: this client was declared dead */
+        /* unreached by tests (race): this client was declared dead */
         if (prs_word_state(word) != PRS_STATE_SPILLING)
             return;
         sealed = (word & ~(uint64_t)(PRS_STATE_MASK | PRS_WORD_WAITERS)) | PRS_STATE_SEALED;
-        /* unreached: race */
+        /* unreached by tests (race) */
     } while (!prs_cas_seqcst(&slot->word, &word, sealed));
     PRS_POINT(spill_rolled_back);
     prs_wake(s, slot, word);
@@ -317,11 +317,11 @@ void prs_spill_undo(prs_store *s, uint32_t i, uint64_t word)
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t who = ~(uint64_t)PRS_FLAGS_MASK, was = word & who, ours;
     do {
-        /* unreached: race 2: this client was declared dead */
+        /* unreached by tests (race, 2 branches): this client was declared dead */
         if ((word & who) != was || prs_word_state(word) != PRS_STATE_SPILLING)
             return;
         ours = prs_word(prs_word_generation(word), s->me, PRS_STATE_SPILLING) | (word & PRS_FLAGS_MASK);
-        /* unreached: race */
+        /* unreached by tests (race) */
     } while (!prs_cas_seqcst(&slot->word, &word, ours));
     PRS_POINT(spill_adopted);
     remove_file(s, i, prs_load_relaxed(&slot->serial));
@@ -340,7 +340,7 @@ static __thread prs_spill_job *writing;
 bool prs_spill_by_us(const prs_store *s, uint32_t slot)
 {
     for (const prs_spill_job *job = writing; job; job = job->outer)
-        /* unreached: untested: a store spills while this thread spills from another store */
+        /* unreached by tests (no test): a store spills while this thread spills from another store */
         if (job->id.store == s->id && job->id.slot == slot && prs_spill_job_ours(s, job)) /* false in a forked child */
             return true;
     return false;
@@ -350,9 +350,9 @@ static void leave(prs_spill_job *job)
 {
     prs_os_close(job->fd);
     job->fd = -1;
-    /* unreached: impossible: the list always contains the job */
+    /* unreached by tests (impossible): the list always contains the job */
     for (prs_spill_job **at = &writing; *at; at = &(*at)->outer)
-        /* unreached: untested: an object is spilled while this thread spills another */
+        /* unreached by tests (no test): an object is spilled while this thread spills another */
         if (*at == job) {
             *at = job->outer;
             break;
@@ -386,16 +386,16 @@ static int create_file(prs_store *s, prs_spill_job *job, prs_error *error)
     uint32_t i = job->id.slot;
     for (int tries = 0;; tries++) {
         job->fd = prs_spill_open_file(s, i, job->id.serial, O_RDWR | O_CREAT | O_EXCL);
-        /* unreached: race: another process created a file of this name */
+        /* unreached by tests (race): another process created a file of this name */
         if (job->fd != -EEXIST || tries)
             break;
         if (!still(s, job, prs_load_seqcst(&prs_slot_at(s, i)->word)))
             return PRS_E_AGAIN;
         remove_file(s, i, job->id.serial);
     }
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     int failed = job->fd < 0 ? job->fd : PRS_POINT_ERRNO(spill_created) ? -ENOSPC : 0;
-    /* unreached: race: another process created a file of this name */
+    /* unreached by tests (race): another process created a file of this name */
     if (failed == -EEXIST) /* this spiller or another one was wrongly declared dead */
         return PRS_E_AGAIN;
     return failed < 0 ? prs_spill_disk(s, failed, job->size, error) : PRS_OK;
@@ -409,11 +409,11 @@ int prs_spill_begin(prs_store *s, const prs_oid *id, prs_spill_job *job, prs_err
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t word = prs_load_seqcst(&slot->word);
     uint32_t never = PRS_WORD_FILE | PRS_WORD_WINDOW;
-    /* unreached: race: freed after it was chosen and before the job began */
+    /* unreached by tests (race): freed after it was chosen and before the job began */
     if (prs_word_state(word) != PRS_STATE_SEALED || prs_word_generation(word) != id->generation || (word & never))
         return PRS_E_AGAIN;
     uint64_t ours = prs_word(id->generation, s->me, PRS_STATE_SPILLING) | (word & PRS_FLAGS_MASK);
-    /* unreached: race */
+    /* unreached by tests (race) */
     if (!prs_cas_seqcst(&slot->word, &word, ours))
         return PRS_E_AGAIN;
     PRS_POINT(spill_marked);
@@ -426,7 +426,7 @@ int prs_spill_begin(prs_store *s, const prs_oid *id, prs_spill_job *job, prs_err
                            .outer = writing};
     writing = job;
     int rc = PRS_E_AGAIN;
-    /* unreached: damage 2 */
+    /* unreached by tests (damaged tables, 2 branches) */
     if (off > s->capacity || size > s->capacity - off)
         rc = prs_fail(error, PRS_E_CORRUPT, 0, "an object lies outside of the store");
     else if (!prs_pinned(s, slot))
@@ -439,7 +439,7 @@ int prs_spill_begin(prs_store *s, const prs_oid *id, prs_spill_job *job, prs_err
 int prs_spill_append(prs_store *s, prs_spill_job *job, const void *src, size_t n, prs_error *error)
 {
     int rc = prs_spill_job_ours(s, job) ? prs_copy_to_file(job->fd, job->stored, src, n, NULL) : 0;
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if (rc < 0)
         return prs_spill_disk(s, rc, job->size, error);
     job->stored += n;
@@ -490,7 +490,7 @@ static int spill_one(prs_store *s, const prs_oid *id, prs_error *error)
     if (rc < 0)
         return rc;
     rc = prs_spill_append(s, &job, job.data, job.size, error);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if (rc == PRS_OK)
         return prs_spill_commit(s, &job, error);
     prs_spill_cancel(s, &job);
@@ -505,7 +505,7 @@ static bool spillable(prs_store *s, uint32_t i, bool idle_only)
     uint64_t word = prs_load_seqcst(&slot->word);
     if (prs_word_state(word) != PRS_STATE_SEALED || (word & PRS_WORD_WINDOW) || prs_load_relaxed(&slot->size) == 0)
         return false;
-    if (idle_only && prs_load_relaxed(&slot->next_free) == prs_tick(s))
+    if (idle_only && prs_load_relaxed(&slot->last_pin) == prs_tick(s))
         return false;
     const prs_atomic_u64 *pins = prs_pins(s, slot);
     for (uint32_t w = 0; w < s->holder_words; w++)
@@ -524,9 +524,9 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
     uint32_t left = 2 * prs_extents_max(s); /* a damaged chain may be endless */
     do {
         const prs_extent *e = prs_extent_at(s, i);
-        /* unreached: damage */
+        /* unreached by tests (damaged tables) */
         bool lost = prs_extent_used(e) && e->slot >= prs_load_relaxed(&s->slots_seen);
-        /* unreached: damage */
+        /* unreached by tests (damaged tables) */
         if (lost || (prs_extent_used(e) && !spillable(s, e->slot, idle_only))) {
             n = 0;
             run = 0;
@@ -537,7 +537,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
                     (prs_oid){s->id, 0, e->slot, prs_word_generation(prs_load_relaxed(&prs_slot_at(s, e->slot)->word))};
         }
         i = e->next;
-        /* unreached: untested: 256 small victims for one large object */
+        /* unreached by tests (no test): 256 small victims for one large object */
         if ((n && run >= size) || n == PRS_SPILL_VICTIMS) {
             a->clock = i;
             return n;
@@ -550,7 +550,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
             run = 0;
             i = a->extent_first;
         }
-        /* unreached: damage 2 */
+        /* unreached by tests (damaged tables, 2 branches) */
     } while (left-- && i != PRS_NIL && (!wrapped || prs_extent_at(s, i)->off <= prs_extent_at(s, start)->off + size));
     a->clock = PRS_NIL;
     return 0;
@@ -560,7 +560,7 @@ static uint32_t choose(prs_store *s, uint64_t size, bool idle_only, prs_oid *vic
 int prs_spill_choose(prs_store *s, uint64_t size, int round, prs_oid victims[PRS_SPILL_VICTIMS], prs_error *error)
 {
     uint64_t want = size + 2 * PRS_PAGE;
-    /* unreached: untested: a small object needs room; only longer runs reach this */
+    /* unreached by tests (no test): a small object needs room; only longer runs reach this */
     if (want < WINDOW_MIN)
         want = WINDOW_MIN;
     int rc = prs_lock_tables(s, error);
@@ -585,7 +585,7 @@ int prs_spill_for(prs_store *s, uint64_t size, prs_error *error)
             int rc = spill_one(s, &victims[k], error);
             if (rc == PRS_OK)
                 progress = true;
-            /* unreached: failing */
+            /* unreached by tests (failing call) */
             else if (rc != PRS_E_AGAIN)
                 return rc;
         }
@@ -602,20 +602,20 @@ int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_
     *out = NULL;
     int fd = prs_spill_open_file(s, id->slot, id->serial, O_RDONLY);
     if (fd < 0)
-        /* unreached: uninjected: the file exists and cannot be opened */
+        /* unreached by tests (no injected fault): the file exists and cannot be opened */
         return fd == -ENOENT ? PRS_E_LOST : PRS_E_SYS;
     prs_file_map *map = malloc(sizeof *map);
-    /* unreached: uninjected: malloc */
+    /* unreached by tests (no injected fault): malloc */
     int rc = map ? PRS_OK : PRS_E_NOMEM;
-    /* unreached: uninjected: malloc */
+    /* unreached by tests (no injected fault): malloc */
     if (rc == PRS_OK && prs_os_length(fd) < size)
         rc = PRS_E_CORRUPT; /* the file is truncated: reading its pages would raise SIGBUS */
     if (rc == PRS_OK) {
         map->restored = false;
-        /* unreached: impossible: an object without bytes is never spilled */
+        /* unreached by tests (impossible): an object without bytes is never spilled */
         map->len = size ? size : 1;
         map->at = cow ? prs_os_map_private(fd, 0, map->len) : prs_os_map(fd, 0, map->len, false);
-        /* unreached: uninjected: mmap of a spilled object */
+        /* unreached by tests (no injected fault): mmap of a spilled object */
         if (!map->at)
             rc = PRS_E_NOMEM;
     }
@@ -641,10 +641,10 @@ void prs_spill_unmap(prs_file_map *map)
 int prs_spill_create(prs_store *s, const prs_draft *draft, prs_error *error)
 {
     int fd = prs_spill_open_file(s, draft->id.slot, draft->id.serial, O_RDWR | O_CREAT);
-    /* unreached: uninjected: openat for an object larger than the store */
+    /* unreached by tests (no injected fault): openat for an object larger than the store */
     int rc = fd < 0 ? fd : prs_os_size(fd, draft->size);
     prs_os_close(fd);
-    /* unreached: uninjected: openat or ftruncate for an object larger than the store */
+    /* unreached by tests (no injected fault): openat or ftruncate for an object larger than the store */
     return rc < 0 ? prs_spill_disk(s, rc, draft->size, error) : PRS_OK;
 }
 

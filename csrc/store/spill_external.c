@@ -46,13 +46,13 @@ static const char *check_trailer(const prs_store *s, const prs_oid *id, uint64_t
         return "its spill file has a version that is unknown";
     if (t->store != id->store || t->serial != id->serial)
         return "its spill file is another object's";
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     if (t->size != size || t->stored != length - sizeof *t || (t->codec == PRS_SPILL_RAW && t->stored != size))
         return "its spill file is not as long as it says";
     /* An object that was created in its file is not compressed. In a store with digests, every trailer needs a
      * digest. */
-    /* unreached: damage: a codec the store does not use */
-    /* unreached: untested 3: the C tests use only one codec */
+    /* unreached by tests (damaged tables): a codec the store does not use */
+    /* unreached by tests (no test, 3 branches): the C tests use only one codec */
     bool known = t->codec == PRS_SPILL_RAW || (t->codec == PRS_SPILL_LZ4 && (form & PRS_OPEN_SPILL_LZ4)) ||
                  (t->codec == PRS_SPILL_ZSTD && (form & PRS_OPEN_SPILL_ZSTD));
     int promised = form & PRS_OPEN_SPILL_DIGEST ? PRS_SPILL_XXH3 : PRS_SPILL_UNDIGESTED;
@@ -71,7 +71,7 @@ int prs_spill_finish(prs_store *s, prs_spill_job *job, int codec, int algorithm,
     }
     prs_spill_trailer t = trailer_of(&job->id, job->size, job->stored, codec, algorithm, digest);
     int rc = prs_spill_append(s, job, &t, sizeof t, error);
-    /* unreached: uninjected: the disk is full when the trailer comes */
+    /* unreached by tests (no injected fault): the disk is full when the trailer comes */
     if (rc == PRS_OK)
         return prs_spill_commit(s, job, error);
     prs_spill_cancel(s, job);
@@ -80,7 +80,7 @@ int prs_spill_finish(prs_store *s, prs_spill_job *job, int codec, int algorithm,
 
 bool prs_draft_in_file(const prs_store *s, const prs_draft *draft)
 {
-    /* unreached: impossible: a window is never larger than the store */
+    /* unreached by tests (impossible): a window is never larger than the store */
     return draft->size > s->capacity && !draft->window;
 }
 
@@ -117,7 +117,7 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
 {
     int fd = prs_spill_open_file(s, r->id.slot, r->id.serial, O_RDONLY);
     if (fd < 0)
-        /* unreached: uninjected: the file exists and cannot be opened */
+        /* unreached by tests (no injected fault): the file exists and cannot be opened */
         return fd == -ENOENT ? prs_fail(error, PRS_E_LOST, 0, "it was spilled, and its file was removed")
                              : prs_fail(error, PRS_E_SYS, -fd, "cannot open the spill file of the object");
     uint64_t length = prs_os_length(fd);
@@ -127,20 +127,20 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
         why = "its spill file is shorter than a trailer";
     } else {
         rc = prs_os_pread(fd, &r->trailer, sizeof r->trailer, length - sizeof r->trailer);
-        /* unreached: uninjected: pread of a trailer */
+        /* unreached by tests (no injected fault): pread of a trailer */
         why = rc == 0 ? check_trailer(s, &r->id, size, length, &r->trailer) : NULL;
     }
-    /* unreached: uninjected: pread of a trailer */
+    /* unreached by tests (no injected fault): pread of a trailer */
     if (rc < 0)
         rc = prs_fail(error, PRS_E_SYS, -rc, "cannot read the spill file of the object");
     else if (why)
         rc = prs_fail(error, PRS_E_CORRUPT, 0, "%s", why);
     if (rc == PRS_OK) {
         bool raw = r->trailer.codec == PRS_SPILL_RAW;
-        /* unreached: impossible: an object without bytes is never spilled */
+        /* unreached by tests (impossible): an object without bytes is never spilled */
         r->len = raw ? length : size ? size : 1;
         r->at = raw ? prs_os_map(fd, 0, r->len, false) : prs_os_memory(r->len);
-        /* unreached: uninjected: mmap of a spilled object */
+        /* unreached by tests (no injected fault): mmap of a spilled object */
         if (!r->at)
             rc = prs_fail(error, PRS_E_NOMEM, errno, "no memory to restore an object of %llu bytes",
                           (unsigned long long)size);
@@ -159,7 +159,7 @@ int prs_restore_begin(prs_store *s, const prs_oid *id, bool named, prs_restore *
     r->id = *id;
     r->fd = -1;
     int rc = prs_pin_bare(s, id, named, &view);
-    /* unreached: race: freed between the two checks */
+    /* unreached by tests (race): freed between the two checks */
     if (rc < 0)
         return prs_fail(error, rc, 0, "the object no longer exists");
     if (view.data) {
@@ -174,12 +174,12 @@ int prs_restore_begin(prs_store *s, const prs_oid *id, bool named, prs_restore *
 
 int prs_restore_read(const prs_restore *r, uint64_t at, void *to, size_t n)
 {
-    /* unreached: untested: the read begins after the end */
+    /* unreached by tests (no test): the read begins after the end */
     if (at > r->trailer.stored || n > r->trailer.stored - at)
         return PRS_E_CORRUPT;
     int rc = prs_os_pread(r->fd, to, n, at);
-    /* unreached: untested: the file was truncated */
-    /* unreached: uninjected 2: pread */
+    /* unreached by tests (no test): the file was truncated */
+    /* unreached by tests (no injected fault, 2 branches): pread */
     return rc == 0 ? PRS_OK : rc == -ENODATA ? PRS_E_CORRUPT : PRS_E_SYS;
 }
 
@@ -193,7 +193,7 @@ void prs_restore_cancel(prs_store *s, prs_restore *r)
 int prs_restore_end(prs_store *s, prs_restore *r, prs_view *view)
 {
     prs_file_map *map = malloc(sizeof *map);
-    /* unreached: uninjected: malloc */
+    /* unreached by tests (no injected fault): malloc */
     if (!map) {
         prs_restore_cancel(s, r);
         return PRS_E_NOMEM;

@@ -226,7 +226,7 @@ static inline uint32_t prs_extents_max(const prs_store *s)
 /* Return whether a range of bytes is inside the data area. */
 static inline bool prs_in_data(const prs_store *s, uint64_t off, uint64_t size)
 {
-    /* unreached: damage 2 */
+    /* unreached by tests (damaged tables, 2 branches) */
     return off <= s->capacity && size <= s->capacity - off;
 }
 /* Return the number of words of the holder bitmaps that clients have ever used. */
@@ -339,9 +339,10 @@ void prs_slot_return(prs_store *s, uint32_t slot, uint64_t word);
 void prs_magazine_put(prs_store *s, uint32_t slot, uint32_t generation);
 /* Do the same, but never put it into a magazine. */
 void prs_deferred_push(prs_store *s, uint32_t slot, uint32_t generation);
+typedef enum { PRS_NO_WAIT, PRS_WAIT } prs_patience;
 /* Return pending slots to the shared bins and end dying edges, until neither pending slots nor dying edges are left.
- * Without `block`, give up if another client holds the store lock. */
-void prs_deferred_run(prs_store *s, bool block);
+ * With PRS_NO_WAIT, give up if another client holds the store lock. */
+void prs_deferred_run(prs_store *s, prs_patience patience);
 /* Do the same, and also empty the magazines. */
 void prs_magazines_flush(prs_store *s);
 /* Reclaim the reserved slots of every client. Takes the lock; returns bytes gained. */
@@ -351,8 +352,9 @@ void prs_magazines_forget(prs_store *s);
 /* ---- holds.c --------------------------------------------------------------------------------------------------- */
 
 void prs_link_splice(prs_store *s, uint32_t slot); /* call under the lock: edges of a retired slot become DYING links */
-bool prs_edges_release(prs_store *s, bool block);  /* ends some of our DYING links; false if the lock is taken */
-void prs_links_rebuild(prs_store *s);              /* call under the lock */
+bool prs_edges_release(prs_store *s,
+                       prs_patience patience); /* ends some of our DYING links; false if the lock is taken */
+void prs_links_rebuild(prs_store *s);          /* call under the lock */
 bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation); /* false: no lock */
 int prs_links_check(prs_store *s, prs_error *error);
 int prs_link_check_one(prs_store *s, uint32_t link, prs_error *error);
@@ -360,12 +362,12 @@ uint32_t prs_links_in_use(const prs_store *s);
 bool prs_link_may_be_free(const prs_store *s, uint32_t link);
 
 /* prs_link_lock takes the store lock and ensures that there is a free record. prs_link_make makes a record that holds
- * `id`; it returns PRS_NIL if the object no longer exists. If prs_link_make sets `undone`, the caller must try to free
+ * `id`, with a sender's note if it is a token, else PRS_NIL; it returns PRS_NIL if the object no longer exists. If prs_link_make sets `undone`, the caller must try to free
  * the object after unlocking. prs_link_end ends a record, and returns the slot to try to free after unlocking, or
  * PRS_NIL. */
 int prs_link_lock(prs_store *s, prs_error *error);
 uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
-                       uint32_t next, bool *undone);
+                       uint32_t note, bool *undone);
 uint32_t prs_link_end(prs_store *s, uint32_t link);
 
 /* ---- name.c: under the store lock ------------------------------------------------------------------------------- */
@@ -401,7 +403,8 @@ static inline uint32_t prs_tick(const prs_store *s) /* in about seconds; advance
 
 /* ---- spill.c ----------------------------------------------------------------------------------------------------- */
 
-int prs_spill_open(prs_store *s, bool create, prs_error *error);
+typedef enum { PRS_SPILL_ATTACH, PRS_SPILL_CREATE } prs_spill_opening;
+int prs_spill_open(prs_store *s, prs_spill_opening how, prs_error *error);
 void prs_spill_close(prs_store *s);
 /* Spill objects until `size` contiguous bytes may be free. After PRS_OK the caller tries to allocate again. */
 int prs_spill_for(prs_store *s, uint64_t size, prs_error *error);

@@ -15,7 +15,7 @@
 
 static bool pending(uint64_t word)
 {
-    /* unreached: race: the object is being spilled */
+    /* unreached by tests (race): the object is being spilled */
     return prs_word_state(word) == PRS_STATE_CREATING || prs_word_state(word) == PRS_STATE_SPILLING;
 }
 
@@ -29,10 +29,10 @@ static int mark(prs_store *s, const prs_oid *id, uint32_t *low)
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint64_t word = prs_load_seqcst(&slot->word);
     for (;;) {
-        /* unreached: race: retired between the two reads of the word */
+        /* unreached by tests (race): retired between the two reads of the word */
         if (prs_word_generation(word) != id->generation || !pending(word))
             return prs_state(s, id);
-        /* unreached: race */
+        /* unreached by tests (race) */
         if ((word & PRS_WORD_WAITERS) || prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_WAITERS)) {
             *low = (uint32_t)(word | PRS_WORD_WAITERS);
             PRS_POINT(wait_marked);
@@ -45,7 +45,7 @@ static int mark(prs_store *s, const prs_oid *id, uint32_t *low)
 static void look_at_creator(prs_store *s, uint32_t slot)
 {
     uint64_t word = prs_load_seqcst(&prs_slot_at(s, slot)->word);
-    /* unreached: damage */
+    /* unreached by tests (damaged tables) */
     if (pending(word) && prs_word_client(word) < s->super->max_clients && prs_client_dead(s, prs_word_client(word)))
         prs_reap_dead(s, 0);
 }

@@ -27,7 +27,7 @@ static prs_window *find(prs_store *s, const prs_oid *id, bool take)
 
 static int no_map(prs_error *error, int err, const char *what)
 {
-    /* unreached: failing 2 */
+    /* unreached by tests (failing call, 2 branches) */
     return prs_fail(error, err == ENOMEM ? PRS_E_NOMEM : PRS_E_SYS, err,
                     err == ENOMEM ? "%s failed: out of address space or above vm.max_map_count" : "%s failed", what);
 }
@@ -40,7 +40,7 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
     size_t len = prs_round_up(draft->size ? draft->size : 1, PRS_PAGE);
     uint64_t off = s->super->data_off + draft->off;
     prs_window *w = calloc(1, sizeof *w);
-    /* unreached: uninjected: calloc */
+    /* unreached by tests (no injected fault): calloc */
     if (!w)
         return no_map(error, ENOMEM, "allocating a window");
     rc = prs_reserve(s, prs_area_missing(&s->area, draft->off, len), error);
@@ -92,7 +92,7 @@ int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
     prs_spin *shard = prs_shard(s, draft->id.slot);
     prs_spin_lock(shard);
     prs_private *p = &s->priv[draft->id.slot];
-    /* unreached: impossible: no other client can pin it before */
+    /* unreached by tests (impossible): no other client can pin it before */
     if (prs_count_up(&p->pins) == 0)
         prs_fetch_or_seqcst(&prs_pins(s, prs_slot_at(s, draft->id.slot))[s->my_word], s->my_bit);
     prs_spin_unlock(shard);
@@ -158,7 +158,7 @@ void prs_windows_after_fork(prs_store *s)
         if (w->state != PRS_WINDOW_OPEN)
             continue;
         w->state = PRS_WINDOW_INHERITED;
-        /* unreached: uninjected: mmap in place of a window, in a forked child */
+        /* unreached by tests (no injected fault): mmap in place of a window, in a forked child */
         if (prs_os_map_fixed(w->addr, s->fd_ro, w->off, w->len) < 0)
             (void)forsake(w);
     }
@@ -170,26 +170,26 @@ int prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **m
     int rc = prs_fds_repair(s, error);
     if (rc < 0)
         return rc;
-    /* unreached: kernel: this kernel maps files below the store */
+    /* unreached by tests (other kernel): this kernel maps files below the store */
     if (view->data < s->ro || view->data >= s->ro + s->capacity) { /* the object is spilled: map its file */
         prs_file_map *file;
         prs_spin *shard = prs_shard(s, id->slot);
         prs_spin_lock(shard);
-        /* unreached: impossible: a pinned, spilled object has a mapping */
+        /* unreached by tests (impossible): a pinned, spilled object has a mapping */
         bool restored = s->priv[id->slot].map && s->priv[id->slot].map->restored;
         prs_spin_unlock(shard);
         if (restored) { /* the file contains these bytes in another form */
-            /* unreached: impossible: an object without bytes is never spilled */
-            /* unreached: uninjected: mmap */
+            /* unreached by tests (impossible): an object without bytes is never spilled */
+            /* unreached by tests (no injected fault): mmap */
             if (!(*map = prs_os_memory(view->size ? view->size : 1)))
                 return no_map(error, errno, "memory for a private copy");
             prs_copy_parallel(*map, view->data, view->size, 0);
             *data = *map;
-            /* unreached: impossible: an object without bytes is never spilled */
+            /* unreached by tests (impossible): an object without bytes is never spilled */
             *map_len = view->size ? view->size : 1;
             return PRS_OK;
         }
-        /* unreached: untested: the file was removed meanwhile */
+        /* unreached by tests (no test): the file was removed meanwhile */
         if ((rc = prs_spill_map(s, id, view->size, true, &file)) < 0)
             return prs_fail(error, rc, 0, "the spill file of the object cannot be mapped");
         *map = *data = file->at;
@@ -198,10 +198,10 @@ int prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **m
         return PRS_OK;
     }
     uint64_t off = (uint64_t)(view->data - s->ro), begin = off & ~(uint64_t)(PRS_PAGE - 1);
-    /* unreached: untested: a private copy of an empty object */
+    /* unreached by tests (no test): a private copy of an empty object */
     size_t len = prs_round_up(off - begin + (view->size ? view->size : 1), PRS_PAGE);
     uint8_t *at = prs_os_map_private(s->fd_ro, s->super->data_off + begin, len);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if (!at)
         return no_map(error, errno, "mapping copy-on-write");
     *map = at;

@@ -56,7 +56,7 @@ typedef struct {
     PyObject *dict;           /* owned; NULL until the sequence has occurred twice */
     const void *first, *last; /* addresses of keys, which we only compare */
     Py_ssize_t n;
-    unsigned strikes; /* how often a pattern existed but did not fit; after many times we use none for a while */
+    unsigned strikes; /* how often the pattern did not fit; after too many times, loads ignore it for a while */
 } prp_dict_pattern;
 
 struct prp_context {

@@ -235,9 +235,9 @@ static inline bool prp_load_tagged(PyObject *entry)
 int prp_load_make_pending(prp_loader *L, Py_ssize_t mark);
 int prp_load_make_unmade(prp_loader *L, Py_ssize_t record); /* has the same return values */
 int prp_load_all_unmade(prp_loader *L);
-/* Make room for one more record, and return 0 or -1. This runs no foreign code. */
+/* Make room for one more record of an unmade state dict, and return 0 or -1. This runs no foreign code. */
 int prp_load_reserve_unmade(prp_loader *L);
-/* Add a record, and its tags to the memo; the caller reserved the room for both. */
+/* Record that `obj` is unmade, and add the record's tags to the memo; the caller reserved the room for both. */
 void prp_load_note_unmade(prp_loader *L, PyObject *obj, PyObject *names, Py_ssize_t memo, Py_ssize_t pair);
 void prp_load_drop_unmade(prp_loader *L);
 

@@ -53,13 +53,13 @@ class _Side:
             raise
 
     def answers(self, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Start, and yield what the process writes."""
+        """Start the process, and yield its answers."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(settings) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended, which the missing answers tell
+            pass  # the process has ended: its answers are missing
         for text in self._process.stdout:
             answer = json.loads(text)
             if "fatal" in answer:
@@ -88,7 +88,7 @@ class _Side:
                 pass  # it has ended
             self._wait_for_end()
         finally:
-            # The process is not reaped yet, so its number still names its group: kill what it left there.
+            # The process is not reaped yet, so its pid still names its process group: kill the rest of the group.
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process.stdout.close()

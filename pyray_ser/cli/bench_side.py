@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    # Prepare a line; return the call to measure, and how much one call does in the unit of the line.
+    # Prepare a line; return the call to measure, and the amount of work of one call, in the unit of the line.
     Prepare = Callable[["Bench"], "tuple[Callable[[], Any], float]"]
 
 __all__ = ["LINES", "Bench", "main", "measure"]
@@ -58,10 +58,10 @@ class Bench:
         self.batch: int = settings["batch"]
         self.several = max(1, (os.cpu_count() or 1) // 2)
         self.cleanups: list[Callable[[], Any]] = []
-        # Ray places an actor only where a CPU is free, unless it asks for none.
+        # Ray places an actor only where a CPU is free, unless the actor requests no CPU.
         make_class = library.remote(num_cpus=0) if library.__name__ == "ray" else library.remote
 
-        # The functions refer to the library and to each other, and travel by value.
+        # The functions refer to the library and to each other, and are pickled by value.
         @library.remote
         def small_value():  # type: ignore[no-untyped-def]
             return b"ok"
@@ -129,7 +129,7 @@ class Bench:
         return [self.actor(name) for _ in range(self.several)]
 
     def clean_up(self) -> None:
-        """End what the current line started."""
+        """End the processes and actors that the current line started."""
         while self.cleanups:
             self.cleanups.pop()()
 
@@ -340,16 +340,16 @@ def measure(
     call: Callable[[], Any], amount: float, rounds: int, seconds: float, note: Callable[[int], None]
 ) -> list[float]:
     """
-    Return how much the calls do per second, for each round.
+    Return the amount of work per second, for each round.
 
     Parameters
     ----------
     call : callable
     amount : float
-        What one call does.
+        The amount of work of one call.
     rounds : int
     seconds : float
-        How long a round lasts at least, about.
+        Minimum duration of a round, approximately.
     note : callable
         Called before each round with its number.
     """

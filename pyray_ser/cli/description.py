@@ -308,7 +308,7 @@ class _Walk:
             self.last(op)
 
     def last(self, op: str) -> None:
-        """Follow an opcode that hardly occurs."""
+        """Follow an opcode that rarely occurs."""
         if op == "\x80":
             self.take(1)
         elif op == "\x95":
@@ -420,7 +420,7 @@ def _name(note: Any) -> str:
 
 
 def _get(items: list[_Note], index: int) -> _Note:
-    """Return an item, or a note about nothing."""
+    """Return an item, or an empty note."""
     return items[index] if index < len(items) else _Note("other")
 
 

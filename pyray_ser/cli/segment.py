@@ -33,7 +33,7 @@ _MAGIC, _VERSION = b"PYRAYSER", 2
 # The offset of `published`, which the counters of links and clients follow.
 _PUBLISHED = 4096 + 128
 _CLIENT, _LINK, _SLOT = 128, 48, 64
-# The most bytes of the table of links that one look reads.
+# The maximum number of bytes of the table of links that are read.
 _LINKS_MAX = 256 << 20
 _PIECE = 1 << 20
 # The trailer of a spill file: magic, version, codec, algorithm, store, serial, size, stored, digest.

@@ -16,7 +16,7 @@ from .output import age, bytes_text, count, cut, printable, table, write_json
 from .segment import open_segment, spill_file
 from .stores import Found
 
-# How many lines of a kind are printed; --json has all of them.
+# The maximum number of lines of each kind in the text output; --json has all of them.
 _LINES = 50
 
 

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"  {printable(answer['error'])}\n")
             continue
         if not answer["used"]:
-            print("  no process uses it any more: the next init(name=...) starts anew, and pyray-ser clean removes it")
+            print("  no process uses it: the next init(name=...) makes a new one, and pyray-ser clean removes it")
         lines = {"id": answer["id"], "path": answer["path"], "spill_dir": answer["spill_dir"]}
         lines["clients"] = " ".join(map(str, answer["clients"])) or "none"
         for key, value in answer["stats"].items():

@@ -24,7 +24,7 @@ class Found:
     path: str | None = None
     """The file of a named store."""
     holders: dict[int, int] = field(default_factory=dict)
-    """Processes that have it open, and the descriptor there."""
+    """Pid of each process that has the store open -> its descriptor in that process."""
     used: bool = True
     """Whether any process uses it; False only if that is proven."""
 

@@ -52,14 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 class View:
     """
-    What the user wants to see, and what the last look found.
+    The settings of the user, and the counters at the last update.
 
     Attributes
     ----------
     sort : str
     filter : str
     objects : int
-        How many objects and processes of each store are shown.
+        Maximum number of objects and processes that are shown for each store.
     """
 
     def __init__(self, sort: str, text: str, objects: int) -> None:
@@ -69,7 +69,7 @@ class View:
         self._before: dict[str, tuple[float, int, int]] = {}
 
     def add_rates(self, answers: list[dict[str, Any]]) -> None:
-        """Add to each store what has changed per second since the last look; None at the first look."""
+        """Add to each store the change per second since the last update, or None at the first update."""
         now, seen = time.monotonic(), {}
         for answer in answers:
             answer["new_objects_per_second"] = answer["bytes_per_second"] = None
@@ -85,7 +85,7 @@ class View:
 
 
 def look(arguments: argparse.Namespace, view: View) -> tuple[list[dict[str, Any]], int]:
-    """Look at the stores once. Close them afterwards, so that this tool does not keep a store alive."""
+    """Query the stores once. Close them afterwards, so that this tool does not keep a store alive."""
 
     def ask(found: Found, store: _core.Store, spill_dir: str | None) -> dict[str, Any]:
         objects = records(store)

@@ -27,7 +27,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--input", type=Path, metavar="FILE", help=".npy, .npz, .csv or .parquet instead of the index")
     parser.add_argument("--workers", type=int, default=max(2, min(4, os.cpu_count() or 2) * 2), metavar="N")
-    parser.add_argument("--block-mb", type=int, default=512, metavar="MB", help="the block beside the index")
+    parser.add_argument("--block-mb", type=int, default=512, metavar="MB", help="size of the additional block")
     parser.add_argument("--questions", type=int, default=2000, metavar="N")
     chosen = parser.parse_args(arguments)
     if chosen.workers < 2:

@@ -63,7 +63,8 @@ def locations(ref: ObjectRef[Any], *, client: distributed.Client | None = None) 
     Returns
     -------
     list of str
-        Addresses of workers. Those on the host of the original are first. The list is empty if the object is gone.
+        Addresses of workers. Those on the host of the original are first. If the object no longer exists, the
+        list is empty.
 
     Examples
     --------

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sending", "reaped", "tick"]
 
-# Seconds after which a message must have been loaded, counted from the time when its pipe was empty. The three values
-# apply if no process has the pipe open, if a process has died meanwhile, and otherwise.
+# Seconds after which a message must have been loaded, counted from the time when its pipe was empty: CLOSED if no process
+# has the pipe open, AFTER_DEATH if a process has died meanwhile, and PATIENCE in all other cases.
 CLOSED, AFTER_DEATH, PATIENCE = 5.0, 5.0, 30.0
 # Minimum number of seconds between two checks of the list.
 LOOK = 0.25

@@ -95,9 +95,9 @@ def described(prefix: str = "") -> dict[str, NamedObject]:
 
 def delete(name: str) -> None:
     """
-    Take a name away from its object.
+    Remove a name from its object.
 
-    The object lives on as long as a process holds a reference or a view; `free` ends it for all processes.
+    The object exists as long as a process holds a reference or a view; `free` frees it for all processes.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def delete(name: str) -> None:
 
 def rename(old: str, new: str) -> None:
     """
-    Give a named object another name, in one step: at any time, it has the old or the new name.
+    Rename an object in one step: at any time, it has either the old or the new name.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def rename(old: str, new: str) -> None:
 
 
 def owner_of(store: _core.Store, name: str) -> str | None:
-    """Return, for an error message, since when an object has a name and which process made it; None if it is gone."""
+    """Return the age of a name and the process that made its object, for an error message; None if it is unbound."""
     try:
         entry = _core.find_version(store, name)
         if entry is None:

@@ -121,7 +121,7 @@ class _Feeder:
     def digest(self) -> str:
         """Return the digest of all that was added."""
         self.lenient = True
-        for value in self.named:  # this adds further ones
+        for value in self.named:  # the loop appends to this list
             _add_function(self, value)
         return str(self.state.hexdigest())
 

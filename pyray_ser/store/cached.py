@@ -1,8 +1,8 @@
 """Cache the results of a function for all processes of a store.
 
 Each result is a named object: the name consists of the function and a digest of the arguments. The table of names
-counts the uses of a name and orders them, so the least recently used entry is known to all processes. A further entry
-per function counts the calls that had to compute, and the uses of entries that were dropped.
+counts the uses of a name and orders them, so all processes know the least recently used entry. One more entry
+per function counts the misses, and the hits of entries that were dropped.
 
 The interface is that of `functools.lru_cache`.
 """
@@ -35,12 +35,12 @@ _FOREVER = 0xFFFFFFFF
 
 class CacheInfo(NamedTuple):
     """
-    The state of the cache of a function.
+    Statistics of the cache of a function.
 
     Attributes
     ----------
     hits, misses : int
-        Calls of all processes that found a result, and that computed one, since the cache was empty.
+        Number of calls, in all processes, that found a result or computed one, since the cache was cleared.
     maxsize : int or None
         In bytes.
     currsize : int
@@ -115,7 +115,7 @@ class _Cache:
         return found
 
     def look_up(self, turn: Turn) -> ObjectRef[Any] | None:
-        """Return the result of another call that ended meanwhile, which is a hit; drop it if it is too old."""
+        """Return the result if another call has stored it meanwhile, and count a hit; drop a result that is too old."""
         turn.see()
         ref = _core.use_name(turn.store, turn.name.encode(), self.max_age)
         if ref is None and self.ttl is not None:
@@ -125,7 +125,7 @@ class _Cache:
         return ref
 
     def store_result(self, turn: Turn, value: Any) -> ObjectRef[Any] | None:
-        """Put a result; return its reference, or None if there is no room even without other results."""
+        """Put a result; return its reference, or None if the store has no room even without other results."""
         cached_results.count(turn.store, self.prefix, 0, 1)
         try:
             ref = _core.put_reserved(value, turn.name)
@@ -144,7 +144,7 @@ class _Cache:
         return ref
 
     def claim(self, turn: Turn) -> bool | None:
-        """Do the same as `Turn.claim`; return None if there is no room for a claim even without results."""
+        """Do the same as `Turn.claim`; return None if the store has no room even after dropping all results."""
         try:
             return turn.claim()
         except (ObjectStoreFullError, StoreFullError) as error:
@@ -152,7 +152,7 @@ class _Cache:
             return None
 
     def warn(self, reason: object) -> None:
-        """Report once that a result does not fit, even without other results."""
+        """Log once that a result is not cached."""
         if not self._warned:
             self._warned = True
             _log.warning(
@@ -306,7 +306,7 @@ def cached(
     maxsize : int or str, optional
         Maximum size of the results in bytes, as a number or text such as ``"2G"``. By default only the store limits it.
     name : str, optional
-        Name of the cache, for functions of different programs that shall share results. By default, the name of the
+        Name of the cache, for functions of different programs that share results. By default, the name of the
         function and a digest of its code: an edited function has a new cache.
     key : callable, optional
         A function of the arguments whose result identifies them. By default all arguments do: scalars by type and value,

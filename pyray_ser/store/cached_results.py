@@ -1,7 +1,7 @@
 """The results of cached functions, as named objects: list, count and drop them.
 
-`put` calls `drop_results` when the store is full, perhaps in a process that can import nothing any more, so this module
-imports little.
+`put` calls `drop_results` when the store is full, perhaps in a process that can no longer import modules, so this
+module imports few.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ..exceptions import NameExistsError, ObjectLostError, ObjectStoreFullError,
 __all__ = ["COUNTER", "PREFIX", "Entry", "count", "drop", "drop_results", "entries", "forget", "sized"]
 
 PREFIX = _core.NAME_CACHED
-# The entry of a function that counts; other entries end with the hexadecimal digest of their arguments.
+# The last part of the name of a function's counter entry; in the other names it is the digest of the arguments.
 COUNTER = "count"
 
 
 class Entry(NamedTuple):
-    """What the table of names says about a result, or about the counts of a function."""
+    """A row of the table of names: a result, or the counter entry of a function."""
 
     name: str
     identity: bytes
@@ -30,12 +30,12 @@ class Entry(NamedTuple):
     note: int
 
 
-# True while a thread drops results: a count that needs room does not make it drop more.
+# True while a thread drops results. If the put of a counter entry then finds the store full, it drops no more results.
 _dropping = threading.local()
 
 
 def entries(store: _core.Store, prefix: str) -> list[Entry]:
-    """Return the entries whose names start with a prefix, with those that count."""
+    """Return the entries whose names start with a prefix, including counter entries."""
     return [
         Entry(name, identity, age, uses, used, note)
         for name, identity, _, age, _, uses, used, note in _core.names_of(store, prefix)
@@ -66,9 +66,9 @@ def drop(store: _core.Store, found: list[tuple[Entry, int]], excess: int, least:
     found : list of tuple
         The results, as `sized` returns them.
     excess : int
-        Bytes to drop.
+        Number of bytes to drop.
     least : float
-        Share of the results to drop in any case, rounded up.
+        Minimum share of the results to drop, from 0 to 1; their number is rounded up.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def drop(store: _core.Store, found: list[tuple[Entry, int]], excess: int, least:
 
 
 def forget(store: _core.Store, name: str, ref: _core.ObjectRef[Any]) -> bool:
-    """Drop one result. Processes that read it keep it."""
+    """Drop one result. Processes that are reading the result keep it."""
     uses = _core.unbind_name(store, name, ref)
     if uses is None:
         return False  # another process was faster
@@ -109,15 +109,15 @@ def count(store: _core.Store, prefix: str, uses: int, misses: int) -> None:
         except NameExistsError:
             continue  # another process was faster
         except (ObjectStoreFullError, StoreFullError):
-            return  # only the counts suffer
+            return  # no room: omit this from the counts
 
 
 def drop_results(store: _core.Store, size: int) -> int:
     """
-    Drop results of any function, those that were used least recently, until `size` bytes may be free.
+    Drop the least recently used results of all functions, until `size` bytes may be free.
 
-    A `put` that finds the store full calls this, until there is room or no result is left. Each call drops a sixteenth
-    of the results at least, because the free memory may lie in small pieces.
+    A `put` that finds the store full calls this, until there is room or no result is left. Each call drops at
+    least a sixteenth of the results, because the free memory may lie in small pieces.
 
     Returns
     -------

@@ -5,10 +5,10 @@ value. Such a name ends when its owner frees the object, and also when its owner
 its own in shared memory. A process that forks while it computes passes the claim on to its child; therefore a waiter
 also checks whether the process that made the claim is alive, and frees the claim if it is not.
 
-The idea is that of a file that a process creates exclusively and that disappears with its creator.
+A claim is similar to a lock file that a process creates exclusively and that disappears with its creator.
 
-A factory that waits for another name without a timeout makes a second ephemeral object, which says for what the
-computation of its own name waits. Waiters follow these objects, and one of them raises if they lead back to its own name.
+A factory that waits for another name without a timeout puts a second ephemeral object, which contains that
+other name. Waiters follow these objects from name to name, and if they return to their own name, one of them raises.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Turn", "get_or_put", "get_or_put_async"]
 
-# Seconds between two looks of an asynchronous waiter at the counter of the store. A look takes no lock.
+# Seconds after which an asynchronous waiter checks the counter of the store again. The check takes no lock.
 _PAUSE = 0.005
 # Maximum number of seconds until a waiter checks again whether the process that computes is alive.
 _CHECK = 0.1
-# The turns in which the current thread or asyncio task computes. A task that a factory starts and leaves behind keeps
-# them, although they have ended.
+# The turns whose factories the current thread or asyncio task is running. A task that outlives the factory that started
+# it keeps these turns, although they have ended.
 _computing: ContextVar[tuple[Turn, ...]] = ContextVar("pyray_ser turns that compute", default=())
 
 
@@ -65,7 +65,7 @@ def _wait_name(name: str) -> str:
 
 class Turn:
     """
-    One call that wants the value of a name: finds it, claims it, or waits for the process that has claimed it.
+    A call that needs the value of a name: it finds the value, claims the name, or waits for the process that did so.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class Turn:
         self._pid = os.getpid()
         self._seen = 0
         self._checked = 0.0
-        # What this turn published about its wait: the objects by the names of the turns that it blocks.
+        # The objects that this turn has put about its wait, by the names of the turns that it blocks.
         self._published: dict[str, ObjectRef[Any]] = {}
 
     def see(self) -> None:
@@ -98,7 +98,7 @@ class Turn:
         return _core.find_name(self.store, self.name)
 
     def claim(self) -> bool:
-        """Try to become the one that computes the value; return whether this succeeded."""
+        """Try to claim the name for this process; return whether this succeeded."""
         if any(turn.computes(self) for turn in _computing.get()):
             raise RuntimeError(
                 f"the factory of {self.name!r} asks for {self.name!r} itself, and would wait for itself without end; "
@@ -119,7 +119,7 @@ class Turn:
         _computing.set((*_computing.get(), self))
 
     def computes(self, other: Turn) -> bool:
-        """Return whether this turn computes the value that another one wants."""
+        """Return whether this turn computes the value that another turn needs."""
         return self._claim is not None and (self.store.id, self.name) == (other.store.id, other.name)
 
     def publish(self, value: Any) -> ObjectRef[Any] | None:
@@ -130,16 +130,16 @@ class Turn:
             return None
 
     def end(self) -> None:
-        """Give back the claim, which wakes the processes that wait."""
+        """Release the claim, which wakes the waiting processes."""
         # A coroutine that is closed with its event loop ends in another context, so a token would be refused here.
         _computing.set(tuple(turn for turn in _computing.get() if turn is not self))
         claim, self._claim = self._claim, None
-        # A child that was forked by the factory may end this call, too; the claim is that of its parent.
+        # A child that was forked by the factory may end this call, too, but the claim belongs to its parent.
         if claim is not None and self._pid == os.getpid() and not self.store.closed:
             _core.unbind_name(self.store, self._claim_name, claim)
 
     def left(self) -> float:
-        """Return how many seconds the next wait may take; raise if the time is over."""
+        """Return how many seconds the next wait may last; raise if the timeout has passed."""
         now = time.monotonic()
         if now - self._checked > _CHECK:
             if self._checked and self._timeout is None:
@@ -165,14 +165,14 @@ class Turn:
             _core.unbind_name(self.store, self._claim_name, claim)
 
     def _check_cycle(self) -> None:
-        """Publish for what the factories around this call wait; raise if that is one of them, and its name the first."""
+        """Publish what the factories around this call wait for; raise if they wait for themselves in a cycle."""
         blocked = {
             turn.name
             for turn in _computing.get()
             if turn._claim is not None and turn._pid == os.getpid() and turn.store.id == self.store.id
         }
         for name in blocked - self._published.keys():
-            # A factory may wait for several names at a time: the others are published when this wait has ended.
+            # A factory that waits for several names publishes one of them, and the next one when that wait has ended.
             with suppress(NameExistsError, ObjectStoreFullError, StoreFullError):
                 self._published[name] = _core.put_reserved(self.name, _wait_name(name), ephemeral=True)
         chain: dict[str, int] = {}
@@ -182,7 +182,7 @@ class Turn:
             if found is None or name in chain:
                 return
             chain[name], name = found
-        # All processes of the cycle find the same names, and only one of them raises.
+        # All processes of the cycle find the same names; the one whose name is the smallest raises.
         if name > min(chain) or any(_core.find_name(self.store, other) is not None for other in (name, *chain)):
             return
         text = ", ".join(f"{other!r}, which {by_name.process_text(pid)} computes" for other, pid in chain.items())
@@ -209,7 +209,7 @@ class Turn:
             return None  # the wait has ended
 
     def _withdraw(self) -> None:
-        """Take back what this turn published about its wait."""
+        """Remove the objects that this turn has put about its wait."""
         published, self._published = self._published, {}
         # A child that was forked meanwhile has a copy of this turn.
         if self._pid != os.getpid() or self.store.closed:

@@ -1,7 +1,7 @@
 """Check the options of a store, and detect options that are given too late to have an effect.
 
 `check` converts the arguments of `init` for the engine, or raises an error that describes what is wrong with them. The
-options of a store are fixed when it is made. `ignored` makes the warning for a process that requests other options
+options of a store are fixed when it is made. `ignored` returns the warning for a process that requests other options
 later. `check_repeated` raises if two calls of `init` in one process request different values.
 """
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Versions", "watch"]
 
-# Seconds between two looks of an asynchronous reader at the counter of the store. A look takes no lock.
+# Seconds after which an asynchronous reader checks the counter of the store again. The check takes no lock.
 _PAUSE = 0.005
 
 

@@ -33,8 +33,8 @@ class Visitors:
     Parameters
     ----------
     listener : socket.socket
-        A socket that listens on an abstract address. Any process of this host can connect, so the listener checks first
-        the credentials that the kernel reports, then multiprocessing's authentication key.
+        A socket that listens on an abstract address. Any process of this host can connect, so the listener first checks
+        the credentials that the kernel reports, and then multiprocessing's authentication key.
     """
 
     def __init__(self, listener: socket.socket) -> None:

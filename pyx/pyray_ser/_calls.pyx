@@ -465,7 +465,7 @@ cdef class Calls(Descriptor):
 
     def finish(self, arrival, Job job, outcome, bytes reply):
         """
-        Process the last frame of a call. Its parameters are those of `took`; `outcome` is an item unless it is None.
+        Process the last frame of a call. The parameters are those of `took`, but there is no item if `outcome` is None.
         """
         if arrival not in self.frames:
             return

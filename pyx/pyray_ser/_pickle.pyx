@@ -24,7 +24,6 @@ cdef extern from "pickle/pickler.h":
         int proto
         bint bin
         bint elide
-        bint letter
         bint fast
         bint fix_imports
         PyObject *write
@@ -247,9 +246,7 @@ def dump(obj, file, protocol=None, *, bint fix_imports=True, buffer_callback=Non
         s.fix_imports = fix_imports and number < 3
         s.buffer_callback = callback
         s.write = <PyObject *>write
-        if number >= 5:
-            s.elide = True
-            s.letter = False
+        s.elide = number >= 5
         prp_dump(s, obj)
         prp_out_flush(s)
     finally:

@@ -243,7 +243,7 @@ static const char *damage_link(struct scene *c, int which)
     case 7:
         SAYS("stack of free links", c->a->link_free = c->edge);
     case 8: /* a ring */
-        SAYS("stack of free links", c->s->links[c->free_link].next = c->free_link);
+        SAYS("stack of free links", c->s->links[c->free_link].next_free = c->free_link);
     case 9:
         SAYS("are not on the stack", c->a->link_free = PRS_NIL);
     case 10:

@@ -337,7 +337,7 @@ TEST(a_thief_goes_on_with_its_own_edges)
     uint32_t torn = prs_load_relaxed(&prs_slot_at(s, outer.slot)->edges);
     CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK);
     prs_link_splice(s, outer.slot);
-    s->dying = s->links[torn].next; /* simulates a dead client that had adopted only a part of the chain */
+    s->dying = s->links[torn].next_edge; /* simulates a dead client that had adopted only a part of the chain */
     s->links[torn].owner = PRS_NIL;
     prs_unlock(s);
     steal(s);

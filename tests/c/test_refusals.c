@@ -576,7 +576,7 @@ TEST(without_the_lock_or_the_tables_nothing_changes)
              which++)
             CHECK_MSG(rc == (silent ? PRS_OK : unmapped ? PRS_E_BACKING : PRS_E_BUSY), "call %d: %d", which, rc);
         if (unmapped)
-            CHECK(!prs_edges_release(s, true) && !prs_links_reap(s, 1, 1));
+            CHECK(!prs_edges_release(s, PRS_WAIT) && !prs_links_reap(s, 1, 1));
         no_pages = false;
         if (!unmapped)
             prs_unlock(t);

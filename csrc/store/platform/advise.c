@@ -12,7 +12,7 @@
 uintptr_t prs_page_size(void)
 {
     long size = sysconf(_SC_PAGESIZE); /* reads the auxiliary vector, makes no system call */
-    /* unreached: uninjected: sysconf */
+    /* unreached by tests (no injected fault): sysconf */
     return size > 0 ? (uintptr_t)size : 4096;
 }
 
@@ -23,12 +23,12 @@ bool prs_advice_is_honest(void)
     if (known == 0) {
         int saved = errno;
         void *barred = mmap(NULL, prs_page_size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        /* unreached: uninjected: no address space for one page */
+        /* unreached by tests (no injected fault): no address space for one page */
         if (barred == MAP_FAILED) { /* try again at the next call */
             errno = saved;
             return false;
         }
-        /* unreached: kernel: an emulator that ignores madvise */
+        /* unreached by tests (other kernel): an emulator that ignores madvise */
         known = madvise(barred, prs_page_size(), MADV_POPULATE_WRITE) == 0 ? 2 : 1;
         munmap(barred, prs_page_size());
         prs_store_relaxed(&verdict, known);
@@ -39,13 +39,13 @@ bool prs_advice_is_honest(void)
 
 int prs_advise(char *at, size_t n, int advice)
 {
-    /* unreached: kernel: an emulator that ignores madvise */
+    /* unreached by tests (other kernel): an emulator that ignores madvise */
     if (!prs_advice_is_honest())
         return -EOPNOTSUPP;
     int saved = errno, rc = 0;
     uintptr_t skew = (uintptr_t)at & (prs_page_size() - 1);
     while (madvise(at - skew, n + skew, advice) != 0) {
-        /* unreached: uninjected 2: madvise interrupted */
+        /* unreached by tests (no injected fault, 2 branches): madvise interrupted */
         if (errno != EINTR && errno != EAGAIN) {
             rc = -errno;
             break;

@@ -128,7 +128,7 @@ static inline int prs_futex_wait(const volatile void *addr, uint32_t expected, i
     int64_t ts[2];
 #endif
     const void *timeout = NULL;
-    /* unreached: untested: a wait without limit, which the engine never makes */
+    /* unreached by tests (no test): a wait without limit, which the engine never makes */
     if (timeout_ns >= 0) {
         int64_t seconds = timeout_ns / 1000000000;
 #if defined(SYS_futex)
@@ -154,7 +154,7 @@ static inline int prs_futex_wake(const volatile void *addr, int count)
 {
     int saved = errno;
     long rc = prs_futex_call_((void *)(uintptr_t)addr, 1 /* FUTEX_WAKE */, (uint32_t)count, NULL);
-    /* unreached: impossible: the word is always mapped and aligned */
+    /* unreached by tests (impossible): the word is always mapped and aligned */
     int out = rc < 0 ? -errno : (int)rc;
     errno = saved;
     return out;
@@ -181,7 +181,7 @@ static inline void prs_spin_init(prs_spin *lock)
 
 static inline bool prs_spin_trylock(prs_spin *lock)
 {
-    /* unreached: race 2 */
+    /* unreached by tests (race, 2 branches) */
     return prs_load_relaxed(&lock->held) == 0 && prs_exchange_acquire(&lock->held, 1) == 0;
 }
 
@@ -192,7 +192,7 @@ __attribute__((noinline, unused)) static void prs_spin_wait_(prs_spin *lock)
         while (prs_load_relaxed(&lock->held) != 0) {
             if (round < 128) {
                 prs_pause();
-                /* unreached: race: the owner of the lock has lost its CPU */
+                /* unreached by tests (race): the owner of the lock has lost its CPU */
             } else if (round < 256) {
                 sched_yield();
             } else {
@@ -201,7 +201,7 @@ __attribute__((noinline, unused)) static void prs_spin_wait_(prs_spin *lock)
             }
             round++;
         }
-        /* unreached: race */
+        /* unreached by tests (race) */
         if (prs_exchange_acquire(&lock->held, 1) == 0)
             return;
     }

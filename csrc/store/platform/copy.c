@@ -77,7 +77,7 @@ void prs_copy_nt(void *dst_, const void *src_, size_t n)
     src += head;
     n -= head;
     size_t body = n & ~(size_t)127;
-    /* unreached: kernel: a processor without AVX2; a switch tests the other kernel */
+    /* unreached by tests (other kernel): a processor without AVX2; a switch tests the other kernel */
     if (prs_copy_use_avx2_ && __builtin_cpu_supports("avx2"))
         stream_avx2(dst, src, body);
     else
@@ -152,7 +152,7 @@ void prs_copy_parallel(void *dst, const void *src, size_t n, unsigned max_thread
 uint64_t prs_file_limit(void)
 {
     struct rlimit limit;
-    /* unreached: uninjected: getrlimit */
+    /* unreached by tests (no injected fault): getrlimit */
     return getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < INT64_MAX ? limit.rlim_cur : INT64_MAX;
 }
 
@@ -171,7 +171,7 @@ int prs_copy_to_file(int fd, uint64_t offset, const void *src_, size_t n, size_t
         ssize_t got = pwrite(fd, src + done, n - done, (off_t)(offset + done));
         if (got > 0)
             done += (size_t)got;
-        /* unreached: kernel: a file system that writes nothing and reports no error */
+        /* unreached by tests (other kernel): a file system that writes nothing and reports no error */
         else if (got == 0)
             rc = -ENOSPC; /* the file system writes nothing and reports no error */
         else if (errno != EINTR)

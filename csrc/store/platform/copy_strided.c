@@ -66,7 +66,7 @@ static int normalize(strided *a, int ndim, const ptrdiff_t *shape, const ptrdiff
         if (shape[i] == 1)
             continue;
         ptrdiff_t span;
-        /* unreached: untested: a stride larger than any memory */
+        /* unreached by tests (no test): a stride larger than any memory */
         if (a->ndim > 0 && !__builtin_mul_overflow(shape[i], strides[i], &span) && a->strides[a->ndim - 1] == span) {
             a->shape[a->ndim - 1] *= (size_t)shape[i];
             a->strides[a->ndim - 1] = strides[i];
@@ -248,13 +248,13 @@ int prs_copy_strided_parallel(void *dst, const void *src, int ndim, const ptrdif
     for (int i = 1; i < a.ndim && a.shape[dim] < 16 * (size_t)threads; i++)
         if (a.shape[i] > a.shape[dim])
             dim = i;
-    /* unreached: kernel: more CPUs than rows */
+    /* unreached by tests (other kernel): more CPUs than rows */
     if (threads <= 1 || a.shape[dim] < threads) {
         gather(dst, src, &a);
         return 0;
     }
     size_t pieces = a.total / PIECE_BYTES;
-    /* unreached: impossible: a thread copies at least 2 MiB */
+    /* unreached by tests (impossible): a thread copies at least 2 MiB */
     if (pieces < threads)
         pieces = threads;
     size_t step = a.shape[dim] / pieces;

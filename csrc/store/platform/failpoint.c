@@ -58,7 +58,7 @@ bool prs_failpoint_arm(const char *name, int action, int after, int value)
     for (int i = 0; names[i]; i++) {
         if (strcmp(names[i], name) == 0) {
             prs_store_relaxed(&armed[i].value, (uint32_t)value);
-            /* unreached: untested: tests always count crossings from 1 */
+            /* unreached by tests (no test): tests always count crossings from 1 */
             prs_store_relaxed(&armed[i].left, (uint32_t)(after < 1 ? 1 : after));
             prs_store_release(&armed[i].action, (uint32_t)action);
             return true;

@@ -58,7 +58,7 @@ typedef struct fill_job {
 static void job_init(fill_job *job, size_t piece)
 {
     job->piece = piece;
-    /* unreached: impossible: the caller has returned if there is nothing to fill */
+    /* unreached by tests (impossible): the caller has returned if there is nothing to fill */
     job->pieces = job->n == 0 ? 0 : (size_t)((job->off + job->n - 1) / piece - job->off / piece) + 1;
     atomic_init(&job->claimed, 0);
     atomic_init(&job->from_back, 0);
@@ -71,7 +71,7 @@ static void job_init(fill_job *job, size_t piece)
 static uint32_t this_cpu(void)
 {
     int cpu = sched_getcpu();
-    /* unreached: kernel: a kernel that cannot tell the CPU */
+    /* unreached by tests (other kernel): a kernel that cannot tell the CPU */
     return cpu < 0 ? UINT32_MAX : (uint32_t)cpu;
 }
 
@@ -105,7 +105,7 @@ static void write_piece(fill_job *job, size_t from, size_t to)
 static void note_unmapped(fill_job *job, uint64_t end)
 {
     uint64_t seen = prs_load_relaxed(&job->failed_end);
-    /* unreached: race */
+    /* unreached by tests (race) */
     while (seen < end && !prs_cas_weak_relaxed(&job->failed_end, &seen, end))
         continue;
 }
@@ -261,11 +261,11 @@ int prs_populate(int fd, uint64_t off, void *map, size_t n, enum prs_page_state 
     /* On a full file system MADV_POPULATE fails with an unspecific EFAULT, and kernels before 5.14 do not have it.
      * fallocate backs the pages or returns the reason; after its success, touching the pages is safe. */
     int saved = errno, rc = 0;
-    /* unreached: untested 2: a kernel that does not populate, under a file size limit */
+    /* unreached by tests (no test, 2 branches): a kernel that does not populate, under a file size limit */
     if (n > prs_file_limit() || off > prs_file_limit() - n)
         return -EFBIG;
     while (fallocate(fd, 0, (off_t)off, (off_t)n) != 0) {
-        /* unreached: uninjected: fallocate interrupted */
+        /* unreached by tests (no injected fault): fallocate interrupted */
         if (errno != EINTR) {
             rc = -errno;
             break;
@@ -304,7 +304,7 @@ static enum prs_page_state run_state(const prs_area *area, uint64_t page, uint64
         return PRS_PAGES_UNBACKED;
     }
     uint64_t backed_end = prs_pages_next_clear(area->backed, page, end);
-    /* unreached: untested: a mapping without a bitmap */
+    /* unreached by tests (no test): a mapping without a bitmap */
     if (!area->map || !area->mapped.words) {
         *run_end = backed_end;
         return PRS_PAGES_BACKED;
@@ -322,7 +322,7 @@ static void punch_failed(const prs_area *area, uint64_t off, uint64_t end)
 {
     uint64_t from = (off + PRS_PAGE - 1) & ~(PRS_PAGE - 1), to = end & ~(PRS_PAGE - 1);
     int saved = errno;
-    /* unreached: untested: the failed range has no whole page */
+    /* unreached by tests (no test): the failed range has no whole page */
     if (from < to) /* best effort: only the first error matters */
         (void)fallocate(area->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(area->base + from),
                         (off_t)(to - from));
@@ -365,7 +365,7 @@ static int fill_fresh(const prs_area *area, uint64_t off, const char *src, size_
     int rc = skip ? fill_alike(area, off, src, skip, PRS_PAGES_UNBACKED, max_threads) : 0;
     size_t rest = skip + huge;
     if (rc == 0 && rest < n)
-        /* unreached: untested: populating without writing, with pages after the last whole block */
+        /* unreached by tests (no test): populating without writing, with pages after the last whole block */
         rc = fill_alike(area, off + rest, src ? src + rest : NULL, n - rest, PRS_PAGES_UNBACKED, max_threads);
     return rc;
 }
@@ -382,7 +382,7 @@ static int area_walk(const prs_area *area, uint64_t off, const char *src, size_t
     uint64_t last = off + n, page_end = prs_pages_end(off, n);
     for (uint64_t page = prs_pages_first(off), run_end; page < page_end; page = run_end) {
         enum prs_page_state state = run_state(area, page, page_end, &run_end);
-        /* unreached: race: bits change while we walk over them */
+        /* unreached by tests (race): bits change while we walk over them */
         if (run_end <= page) /* the bits have changed meanwhile: advance by one page */
             run_end = page + 1;
         uint64_t from = page << PRS_PAGE_SHIFT, to = run_end << PRS_PAGE_SHIFT;
@@ -433,15 +433,15 @@ int prs_area_punch(const prs_area *area, uint64_t off, size_t n, uint64_t *shrun
     /* Clear the bits before punching, because a marked page must be backed. */
     uint64_t first = from >> PRS_PAGE_SHIFT, pages = (to - from) >> PRS_PAGE_SHIFT;
     uint64_t cleared = prs_pages_clear(area->backed, first, pages);
-    /* unreached: untested: an area without a bitmap returns pages */
+    /* unreached by tests (no test): an area without a bitmap returns pages */
     if (area->mapped.words)
         prs_pages_clear(area->mapped, first, pages);
     int saved = errno, rc = 0;
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     while (fallocate(area->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(area->base + from),
                      (off_t)(to - from)) != 0) {
-        /* unreached: failing */
-        /* unreached: uninjected: fallocate interrupted */
+        /* unreached by tests (failing call) */
+        /* unreached by tests (no injected fault): fallocate interrupted */
         if (errno != EINTR) {
             rc = -errno;
             break;

@@ -1,13 +1,13 @@
 /*
  * fill.h - writing bytes to pages of a shared file, by the method that suits their state.
  *
- *   mapped    page table entries exist here    copy into the mapping            (copy.h)
- *   backed    the kernel holds the page, but   MADV_POPULATE_READ + copy, in pieces, on all threads: maps
- *             this process never touched it    16 pages per fault, writable: shared memory is not dirty-tracked
- *   unbacked  never used, or punched           whole blocks of 2 MiB: a huge page each, if the kernel
- *                                              allocates them quickly (huge.h). Otherwise, and for the
- *                                              rest: the caller writes by pwrite from the front, helpers
- *                                              populate and copy pieces from the back, until they meet
+ *   mapped    This process has page table entries for the page. We copy into the mapping (copy.h).
+ *   backed    The kernel has allocated the page, but this process has not touched it. All threads map pieces by
+ *             MADV_POPULATE_READ and copy them. Each fault maps 16 pages writable, because the kernel does not track
+ *             dirty pages of shared memory.
+ *   unbacked  The page was never used, or was punched. If the kernel allocates huge pages quickly (huge.h), each whole
+ *             block of 2 MiB gets one. For the other bytes the caller uses pwrite from the front, and helpers populate
+ *             and copy pieces from the back, until they meet.
  *
  * So the second put to the same pages is faster than the first, and the third is even faster, because all pages are
  * mapped by then.

@@ -49,14 +49,14 @@ static int reader_open(reader *r, const char *root, const char *dir, const char 
 {
     char path[PRS_HEADROOM_PATH + 300];
     int n = snprintf(path, sizeof path, "%s%s%s", root, dir, name);
-    /* unreached: impossible 2: the buffer has room for root, directory and name */
+    /* unreached by tests (impossible, 2 branches): the buffer has room for root, directory and name */
     if (n < 0 || (size_t)n >= sizeof path)
         return -ENAMETOOLONG;
     r->begin = r->end = 0;
     r->eof = false;
     do
         r->fd = prs_above_standard(open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY));
-    /* unreached: uninjected: open interrupted */
+    /* unreached by tests (no injected fault): open interrupted */
     while (r->fd < 0 && errno == EINTR);
     return r->fd < 0 ? -errno : 0;
 }
@@ -92,7 +92,7 @@ static char *reader_line(reader *r)
         ssize_t got = read(r->fd, r->buffer + r->end, sizeof r->buffer - 1 - r->end);
         if (got > 0)
             r->end += (size_t)got;
-        /* unreached: uninjected 3: read fails or is interrupted */
+        /* unreached by tests (no injected fault, 3 branches): read fails or is interrupted */
         else if (got == 0 || errno != EINTR)
             r->eof = true;
     }
@@ -104,11 +104,11 @@ static bool parse_u64(const char *text, uint64_t *value)
 {
     while (*text == ' ' || *text == '\t')
         text++;
-    /* unreached: damage: the first character is below "0" */
+    /* unreached by tests (damaged tables): the first character is below "0" */
     if (*text < '0' || *text > '9')
         return false;
     *value = 0;
-    /* unreached: damage: a character above "9" ends the number */
+    /* unreached by tests (damaged tables): a character above "9" ends the number */
     for (; *text >= '0' && *text <= '9'; text++) {
         uint64_t digit = (uint64_t)(*text - '0');
         if (*value > (UINT64_MAX - digit) / 10) {
@@ -128,12 +128,12 @@ static bool read_number(const char *dir, const char *name, uint64_t *value)
     bool found = false;
     if (reader_open(&r, "", dir, name) == 0) {
         char *line = reader_line(&r);
-        /* unreached: damage: an empty file */
+        /* unreached by tests (damaged tables): an empty file */
         if (line && strcmp(line, "max") == 0) {
             *value = NO_LIMIT;
             found = true;
         } else {
-            /* unreached: damage: an empty file */
+            /* unreached by tests (damaged tables): an empty file */
             found = line && parse_u64(line, value);
         }
         reader_close(&r);
@@ -150,13 +150,13 @@ static uint64_t read_sum(const char *dir, const char *name, const char *key1, co
     uint64_t sum = 0, v;
     size_t len1 = strlen(key1), len2 = strlen(key2);
     unsigned missing = 2;
-    /* unreached: damage: a cgroup without statistics */
+    /* unreached by tests (damaged tables): a cgroup without statistics */
     if (reader_open(&r, "", dir, name) == 0) {
-        /* unreached: damage: statistics without one of the two keys */
+        /* unreached by tests (damaged tables): statistics without one of the two keys */
         for (char *line; missing && (line = reader_line(&r));) {
             size_t len = strcspn(line, " ");
             bool hit = (len == len1 && memcmp(line, key1, len) == 0) || (len == len2 && memcmp(line, key2, len) == 0);
-            /* unreached: damage: a key without a number */
+            /* unreached by tests (damaged tables): a key without a number */
             if (hit && parse_u64(line + len, &v)) {
                 sum += v;
                 missing--;
@@ -196,7 +196,7 @@ static bool has_word(const char *list, const char *word)
     size_t len = strlen(word);
     for (const char *at = list; at; at = strchr(at, ',')) {
         at += *at == ',';
-        /* unreached: untested: "memory" is the first of several controllers */
+        /* unreached by tests (no test): "memory" is the first of several controllers */
         if (strncmp(at, word, len) == 0 && (at[len] == ',' || at[len] == 0))
             return true;
     }
@@ -208,7 +208,7 @@ static void unescape(char *text)
 {
     char *out = text;
     for (char *in = text; *in; out++) {
-        /* unreached: damage 4: a backslash that no kernel writes */
+        /* unreached by tests (damaged tables, 4 branches): a backslash that no kernel writes */
         if (in[0] == '\\' && in[1] >= '0' && in[1] <= '3' && in[2] >= '0' && in[2] <= '7' && in[3] >= '0' &&
             in[3] <= '7') {
             *out = (char)((in[1] - '0') * 64 + (in[2] - '0') * 8 + (in[3] - '0'));
@@ -270,7 +270,7 @@ static const char *below(const char *path, const char *root)
     size_t len = strlen(root);
     if (len == 1) /* "/" */
         len = 0;
-    /* unreached: untested: a mount of another cgroup */
+    /* unreached by tests (no test): a mount of another cgroup */
     if (strncmp(path, root, len) != 0 || (path[len] != '/' && path[len] != 0))
         return NULL;
     return path[len] == '/' && path[len + 1] == 0 ? path + len + 1 : path + len;
@@ -280,7 +280,7 @@ static const char *below(const char *path, const char *root)
 static bool leaves_namespace(const char *path)
 {
     for (const char *at = path; (at = strstr(at, "/..")); at += 3)
-        /* unreached: untested 3: a path that ends with "..", a name that begins with ".." */
+        /* unreached by tests (no test, 3 branches): a path that ends with "..", a name that begins with ".." */
         if (at[3] == '/' || at[3] == 0)
             return true;
     return false;
@@ -293,18 +293,18 @@ static void add_tree(prs_headroom *h, const mount_line *m, const char *own)
     bool exact = tail != NULL;
     if (!tail)
         tail = ""; /* inside a container, only the mounted part is visible */
-    /* unreached: untested 3: a hierarchy is mounted twice */
+    /* unreached by tests (no test, 3 branches): a hierarchy is mounted twice */
     if (h->trees[slot].version != 0 && !exact)
         return; /* do not replace the tree by a bind mount of another cgroup */
     char path[PRS_HEADROOM_PATH];
     int n = snprintf(path, sizeof path, "%s%s%s", h->root, m->point, tail);
-    /* unreached: impossible: snprintf */
-    /* unreached: untested: a path longer than the buffer */
+    /* unreached by tests (impossible): snprintf */
+    /* unreached by tests (no test): a path longer than the buffer */
     if (n < 0 || (size_t)n >= sizeof path)
         return;
     size_t top = strlen(h->root) + strlen(m->point);
     struct stat st;
-    /* unreached: untested: a file in place of a cgroup directory */
+    /* unreached by tests (no test): a file in place of a cgroup directory */
     while (strlen(path) > top && (stat(path, &st) != 0 || !S_ISDIR(st.st_mode)))
         *strrchr(path, '/') = 0; /* this level has a name of the host and is not visible here */
     h->trees[slot].version = m->version;
@@ -336,7 +336,7 @@ int prs_headroom_open_at(prs_headroom *h, const char *root)
             *path++ = 0;
             *controllers++ = 0;
             int slot = has_word(controllers, "memory") ? 0 : *controllers == 0 && strcmp(line, "0") == 0 ? 1 : -1;
-            /* unreached: untested: a path longer than the buffer */
+            /* unreached by tests (no test): a path longer than the buffer */
             if (slot >= 0 && path[0] == '/' && strlen(path) < PRS_HEADROOM_PATH) {
                 memcpy(own[slot], path, strlen(path) + 1);
                 known[slot] = true;
@@ -375,7 +375,7 @@ static uint64_t margin_of(uint64_t limit)
 static void set_path(prs_headroom_limit *which, const char *path)
 {
     size_t len = strlen(path), room = sizeof which->path - 1;
-    /* unreached: untested: a path longer than the buffer */
+    /* unreached by tests (no test): a path longer than the buffer */
     const char *tail = len > room ? path + (len - room) : path;
     memcpy(which->path, tail, strlen(tail) + 1);
 }
@@ -405,7 +405,7 @@ static void each_limit(const prs_headroom *h, visit *f, void *arg)
             continue;
         char dir[PRS_HEADROOM_PATH];
         memcpy(dir, h->trees[t].path, sizeof dir);
-        /* unreached: untested: cgroups nested 256 levels deep */
+        /* unreached by tests (no test): cgroups nested 256 levels deep */
         for (int level = 0; level < MAX_LEVELS; level++) {
             uint64_t limit = limit_of(dir, h->trees[t].version);
             if (limit != NO_LIMIT)
@@ -427,7 +427,7 @@ typedef struct tightest {
 static void consider(tightest *best, const char *path, uint64_t limit, uint64_t usage, uint64_t free)
 {
     uint64_t margin = margin_of(limit), headroom = free > margin ? free - margin : 0;
-    /* unreached: untested: the limit is not the tightest without the file cache */
+    /* unreached by tests (no test): the limit is not the tightest without the file cache */
     if (best->known && headroom >= best->headroom)
         return;
     best->known = true;
@@ -444,13 +444,13 @@ static void visit_usage(const char *dir, int version, uint64_t limit, void *arg)
     tightest *best = arg;
     uint64_t usage, cache;
     bool known = read_number(dir, version == 1 ? "/memory.usage_in_bytes" : "/memory.current", &usage);
-    /* unreached: damage: a usage of "max" */
+    /* unreached by tests (damaged tables): a usage of "max" */
     if (!known || usage == NO_LIMIT)
         return;
     uint64_t free = limit > usage ? limit - usage : 0;
     /* Read the size of the file cache only if this limit would be the tightest one if the cache were empty. */
     uint64_t margin = margin_of(limit);
-    /* unreached: untested: a cgroup limit without /proc/meminfo */
+    /* unreached by tests (no test): a cgroup limit without /proc/meminfo */
     if (best->known && free > margin && free - margin >= best->headroom)
         return;
     /* These counters do not include shared memory, which cannot be dropped. */
@@ -499,7 +499,7 @@ static bool take_from_budget(prs_headroom *h, uint64_t bytes, uint64_t now)
         return false;
     uint64_t budget = prs_load_relaxed(&h->budget);
     while (budget >= bytes)
-        /* unreached: race */
+        /* unreached by tests (race) */
         if (prs_cas_weak_relaxed(&h->budget, &budget, budget - bytes))
             return true;
     return false;
@@ -569,10 +569,10 @@ uint64_t prs_headroom_capacity(prs_headroom *h)
 {
     uint64_t least, available;
     read_meminfo(h, &least, &available);
-    /* unreached: kernel: no /proc/meminfo */
+    /* unreached by tests (other kernel): no /proc/meminfo */
     if (least == NO_LIMIT && h->root[0] == 0) {
         long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-        /* unreached: kernel 4: no /proc/meminfo */
+        /* unreached by tests (other kernel, 4 branches): no /proc/meminfo */
         if (pages > 0 && size > 0)
             least = (uint64_t)pages * (uint64_t)size;
     }

@@ -53,7 +53,7 @@ static void leave_alone(uint64_t now, int rc)
 {
     uint64_t next = 2 * prs_load_relaxed(&paused);
     /* EINVAL can also mean a full file system. */
-    /* unreached: kernel: an emulator that ignores madvise */
+    /* unreached by tests (other kernel): an emulator that ignores madvise */
     bool never = rc == -EOPNOTSUPP || (rc == -EINVAL && !prs_load_relaxed(&worked));
     next = next < SECOND ? SECOND : next;
     if (never || next > PAUSE_MAX)
@@ -89,7 +89,7 @@ static int back(char *at)
 static void note_failed(huge_job *job, uint64_t block)
 {
     uint64_t seen = prs_load_relaxed(&job->failed);
-    /* unreached: race 2: two threads are refused at the same time */
+    /* unreached by tests (race, 2 branches): two threads are refused at the same time */
     while (block < seen && !prs_cas_weak_relaxed(&job->failed, &seen, block))
         continue;
 }
@@ -127,7 +127,7 @@ bool prs_huge_blocks(uint64_t off, const char *map, size_t n, size_t *skip, size
     if (time < until && until - time <= PAUSE_MAX) /* otherwise the clock was set back (process restored) */
         return false;
     *skip = (size_t)(-off & (PRS_HUGE - 1));
-    /* unreached: kernel: huge pages of another size */
+    /* unreached by tests (other kernel): huge pages of another size */
     if (!map || (((uintptr_t)map ^ off) & (PRS_HUGE - 1)) != 0 || prs_page_size() != PRS_PAGE)
         return false;
     *bytes = (n - *skip) & ~(size_t)(PRS_HUGE - 1);

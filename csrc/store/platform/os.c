@@ -31,7 +31,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-/* The headers of manylinux images do not define this system call. It has this number on every architecture but alpha. */
+/* The headers of manylinux images do not define this system call. Its number is the same on all but alpha. */
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
 #endif
@@ -89,9 +89,9 @@ int prs_os_random(void *buffer, size_t n)
     ssize_t got;
     do
         got = getrandom(buffer, n, 0);
-    /* unreached: uninjected 3: getrandom */
+    /* unreached by tests (no injected fault, 3 branches): getrandom */
     while (got < 0 && errno == EINTR);
-    /* unreached: uninjected: getrandom */
+    /* unreached by tests (no injected fault): getrandom */
     return got == (ssize_t)n ? 0 : -EIO;
 }
 
@@ -102,12 +102,12 @@ int prs_os_memfd(uint64_t id, prs_error *error)
     char name[48];
     snprintf(name, sizeof name, "pyray_ser:%016llx", (unsigned long long)id);
     int fd = prs_above_standard(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL));
-    /* unreached: kernel: before Linux 6.3 */
+    /* unreached by tests (other kernel): before Linux 6.3 */
     if (fd < 0 && errno == EINVAL) /* kernels before Linux 6.3 */
         fd = prs_above_standard(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (fd < 0)
         return prs_fail(error, PRS_E_SYS, errno, "memfd_create failed");
-    /* unreached: uninjected: fchmod */
+    /* unreached by tests (no injected fault): fchmod */
     if (fchmod(fd, 0600) < 0) {
         int err = errno;
         close(fd);
@@ -118,7 +118,7 @@ int prs_os_memfd(uint64_t id, prs_error *error)
 
 static bool memory_type(const struct statfs *fs)
 {
-    /* unreached: kernel: ramfs */
+    /* unreached by tests (other kernel): ramfs */
     return fs->f_type == 0x01021994 || (uint32_t)fs->f_type == 0x858458f6u; /* tmpfs, ramfs */
 }
 
@@ -131,7 +131,7 @@ int prs_os_create_file(const char *path, prs_error *error)
     if (n >= sizeof directory)
         return prs_fail(error, PRS_E_INVAL, ENAMETOOLONG, "the path of the store is too long");
     memcpy(directory, path, n);
-    /* unreached: untested: a store in the root directory */
+    /* unreached by tests (no test): a store in the root directory */
     strcpy(directory + n, slash ? (n ? "" : "/") : ".");
     struct statfs fs;
     if (statfs(directory, &fs) < 0)
@@ -153,9 +153,9 @@ int prs_os_publish_file(int fd, const char *path, prs_error *error)
 {
     char link[64];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    /* unreached: uninjected: fchmod */
+    /* unreached by tests (no injected fault): fchmod */
     if (fchmod(fd, 0600) < 0 || linkat(AT_FDCWD, link, AT_FDCWD, path, AT_SYMLINK_FOLLOW) < 0)
-        /* unreached: untested: the directory was removed after the file was created */
+        /* unreached by tests (no test): the directory was removed after the file was created */
         return prs_fail(error, PRS_E_SYS, errno, errno == EEXIST ? "%.150s exists already" : "cannot name %.150s",
                         path);
     return PRS_OK;
@@ -209,23 +209,23 @@ int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
     if (!maps)
         return -errno;
     char line[512], path[96] = "";
-    /* unreached: impossible: the list always contains the mapping */
+    /* unreached by tests (impossible): the list always contains the mapping */
     while (!path[0] && fgets(line, sizeof line, maps)) {
         unsigned long begin, end;
-        /* unreached: untested: a line longer than the buffer */
-        /* unreached: impossible: the list is sorted */
+        /* unreached by tests (no test): a line longer than the buffer */
+        /* unreached by tests (impossible): the list is sorted */
         if (sscanf(line, "%lx-%lx", &begin, &end) == 2 && (uintptr_t)at >= begin && (uintptr_t)at < end)
             snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", begin, end);
     }
     fclose(maps);
-    /* unreached: impossible: the list always contains the mapping */
+    /* unreached by tests (impossible): the list always contains the mapping */
     if (!path[0])
         return -ENOENT;
     int fd = prs_above_standard(open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC));
-    /* unreached: kernel: without a capability that only root has */
+    /* unreached by tests (other kernel): without a capability that only root has */
     if (fd < 0)
         return -errno;
-    /* unreached: kernel: another file behind the mapping */
+    /* unreached by tests (other kernel): another file behind the mapping */
     if (prs_os_same(fd, file))
         return fd;
     close(fd);
@@ -236,10 +236,10 @@ int prs_os_size(int fd, uint64_t size)
 {
     if (size > prs_file_limit())
         return -EFBIG;
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     while (ftruncate(fd, (off_t)size) < 0)
-        /* unreached: failing */
-        /* unreached: uninjected: ftruncate interrupted */
+        /* unreached by tests (failing call) */
+        /* unreached by tests (no injected fault): ftruncate interrupted */
         if (errno != EINTR)
             return -errno;
     return 0;
@@ -247,14 +247,14 @@ int prs_os_size(int fd, uint64_t size)
 
 int prs_os_seal(int fd)
 {
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0 ? -errno : 0;
 }
 
 bool prs_os_same(int fd, const prs_file *file)
 {
     struct stat st;
-    /* unreached: untested: another file of the same file system */
+    /* unreached by tests (no test): another file of the same file system */
     return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == file->dev && st.st_ino == file->ino;
 }
 
@@ -263,7 +263,7 @@ bool prs_os_same(int fd, const prs_file *file)
 int prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error)
 {
     struct stat st;
-    /* unreached: uninjected: fstat */
+    /* unreached by tests (no injected fault): fstat */
     if (fstat(fd, &st) < 0)
         return prs_fail(error, PRS_E_SYS, errno, "fstat of the store failed");
     if (!S_ISREG(st.st_mode))
@@ -271,7 +271,7 @@ int prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error)
     if (st.st_uid != geteuid())
         return prs_fail(error, PRS_E_FOREIGN, 0, "the store belongs to user %u, not to %u", (unsigned)st.st_uid,
                         (unsigned)geteuid());
-    /* unreached: untested: a file without any permission */
+    /* unreached by tests (no test): a file without any permission */
     if ((st.st_mode & 07777) != 0600 && (st.st_mode & 07777) != 0)
         return prs_fail(error, PRS_E_FOREIGN, 0, "the store has mode %04o, not 0600", (unsigned)(st.st_mode & 07777));
     file->dev = st.st_dev;
@@ -285,14 +285,14 @@ int prs_os_pread(int fd, void *buffer, size_t n, uint64_t off)
     uint8_t *at = buffer;
     while (n) {
         ssize_t got = pread(fd, at, n, (off_t)off);
-        /* unreached: failing 2 */
-        /* unreached: uninjected: pread interrupted */
+        /* unreached by tests (failing call, 2 branches) */
+        /* unreached by tests (no injected fault): pread interrupted */
         if (got < 0 && errno == EINTR)
             continue;
-        /* unreached: failing */
+        /* unreached by tests (failing call) */
         if (got <= 0)
-            /* unreached: failing */
-            /* unreached: untested: the file was truncated */
+            /* unreached by tests (failing call) */
+            /* unreached by tests (no test): the file was truncated */
             return got < 0 ? -errno : -ENODATA;
         at += got;
         off += (uint64_t)got;
@@ -304,7 +304,7 @@ int prs_os_pread(int fd, void *buffer, size_t n, uint64_t off)
 uint64_t prs_os_blocks(int fd)
 {
     struct stat st;
-    /* unreached: uninjected: fstat */
+    /* unreached by tests (no injected fault): fstat */
     return fstat(fd, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
 }
 
@@ -326,7 +326,7 @@ int prs_os_open_directory(int at, const char *path, prs_error *error)
 bool prs_os_in_memory(int fd)
 {
     struct statfs fs;
-    /* unreached: uninjected: fstatfs */
+    /* unreached by tests (no injected fault): fstatfs */
     return fstatfs(fd, &fs) == 0 && memory_type(&fs);
 }
 
@@ -334,7 +334,7 @@ bool prs_os_in_memory(int fd)
 bool prs_os_has_room(int fd, uint64_t bytes)
 {
     struct statfs fs;
-    /* unreached: uninjected: fstatfs */
+    /* unreached by tests (no injected fault): fstatfs */
     return fstatfs(fd, &fs) != 0 || fs.f_blocks == 0 || (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize >= bytes;
 }
 
@@ -362,7 +362,7 @@ int prs_os_remove_at(int at, const char *name, bool directory)
 uint64_t prs_os_length(int fd)
 {
     struct stat st;
-    /* unreached: uninjected: fstat */
+    /* unreached by tests (no injected fault): fstat */
     return fstat(fd, &st) == 0 ? (uint64_t)st.st_size : 0;
 }
 
@@ -374,7 +374,7 @@ void prs_os_protect(int fd)
 int prs_os_identify(int fd, prs_file *file)
 {
     struct stat st;
-    /* unreached: uninjected: fstat */
+    /* unreached by tests (no injected fault): fstat */
     if (fstat(fd, &st) < 0)
         return -errno;
     file->dev = st.st_dev;
@@ -391,7 +391,7 @@ int prs_os_each_name(int fd, int (*each)(void *, const char *), void *arg)
         prs_os_close(copy);
         return rc;
     }
-    /* unreached: impossible: the function called for each name returns 0 */
+    /* unreached by tests (impossible): the function called for each name returns 0 */
     for (struct dirent *entry; rc == 0 && (entry = readdir(directory));)
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
             rc = each(arg, entry->d_name);
@@ -415,7 +415,7 @@ static void *no_dump(void *at, size_t len)
 static void *map_congruent(int fd, uint64_t off, size_t len, int prot, int flags)
 {
     char *place = NULL;
-    /* unreached: impossible: no mapping is that long */
+    /* unreached by tests (impossible): no mapping is that long */
     if (len >= PRS_HUGE && len <= SIZE_MAX - 2 * PRS_HUGE) {
         size_t room = len + 2 * PRS_HUGE;
         char *found = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -437,14 +437,14 @@ void *prs_os_map(int fd, uint64_t off, size_t len, bool writable)
 int prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len)
 {
     void *got = mmap(at, len, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)off);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     return got == MAP_FAILED ? -errno : (no_dump(got, len), 0);
 }
 
 int prs_os_map_zero_fixed(void *at, size_t len)
 {
     void *got = mmap(at, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     return got == MAP_FAILED ? -errno : 0;
 }
 
@@ -465,14 +465,14 @@ void *prs_os_map_private(int fd, uint64_t off, size_t len)
     if (len >= PRS_HUGE && place) {
         place = (place & ~(PRS_HUGE - 1)) + (off & (PRS_HUGE - 1));
         void *at = mmap((void *)(uintptr_t)place, len, prot, flags, fd, (off_t)off);
-        /* unreached: uninjected: mmap of a private copy */
-        /* unreached: untested: the address of the last mapping is in use */
+        /* unreached by tests (no injected fault): mmap of a private copy */
+        /* unreached by tests (no test): the address of the last mapping is in use */
         if (at == MAP_FAILED || (((uintptr_t)at ^ off) & (PRS_HUGE - 1)) == 0)
             return no_dump(at, len);
         munmap(at, len); /* another mapping uses the address */
     }
     void *at = no_dump(map_congruent(fd, off, len, prot, flags), len);
-    /* unreached: uninjected: mmap of a private copy */
+    /* unreached by tests (no injected fault): mmap of a private copy */
     if (at && len >= PRS_HUGE)
         prs_store_relaxed(&last, (uintptr_t)at);
     return at;
@@ -482,7 +482,7 @@ void *prs_os_map_private(int fd, uint64_t off, size_t len)
 void *prs_os_reserve(size_t len)
 {
     void *at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     return at == MAP_FAILED ? NULL : at;
 }
 
@@ -513,25 +513,25 @@ void prs_os_unmap(void *at, size_t len)
 int prs_os_populate(void *at, size_t len, int fd, uint64_t off)
 {
     while (madvise(at, len, MADV_POPULATE_WRITE) < 0) {
-        /* unreached: uninjected 2: madvise interrupted */
+        /* unreached by tests (no injected fault, 2 branches): madvise interrupted */
         if (errno == EINTR || errno == EAGAIN)
             continue;
-        /* unreached: untested: the file system is full when a table grows */
+        /* unreached by tests (no test): the file system is full when a table grows */
         if (errno == EFAULT)
             return -ENOSPC; /* the page fault failed because the file system is full */
-        /* unreached: kernel: before Linux 5.14 */
+        /* unreached by tests (other kernel): before Linux 5.14 */
         if (errno != EINVAL)
             return -errno;
         /* Before Linux 5.14, allocate the pages through the file, then touch them. */
-        /* unreached: kernel 2: before Linux 5.14 */
+        /* unreached by tests (other kernel, 2 branches): before Linux 5.14 */
         if (off + len > prs_file_limit())
             return -EFBIG;
-        /* unreached: kernel 2: before Linux 5.14 */
+        /* unreached by tests (other kernel, 2 branches): before Linux 5.14 */
         while (fallocate(fd, 0, (off_t)off, (off_t)len) < 0)
-            /* unreached: kernel 2: before Linux 5.14 */
+            /* unreached by tests (other kernel, 2 branches): before Linux 5.14 */
             if (errno != EINTR)
                 return -errno;
-        /* unreached: kernel 2: before Linux 5.14 */
+        /* unreached by tests (other kernel, 2 branches): before Linux 5.14 */
         for (size_t i = 0; i < len; i += PRS_PAGE)
             prs_fetch_or_relaxed((_Atomic(uint8_t) *)at + i, 0);
         return 0;
@@ -556,10 +556,10 @@ static struct flock byte_lock(uint64_t byte, short type)
 int prs_os_lock_byte(int fd, uint64_t byte)
 {
     struct flock lk = byte_lock(byte, F_WRLCK);
-    /* unreached: race: another process locked the byte first */
+    /* unreached by tests (race): another process locked the byte first */
     while (fcntl(fd, F_OFD_SETLK, &lk) < 0)
-        /* unreached: race: another process locked the byte first */
-        /* unreached: uninjected: fcntl interrupted */
+        /* unreached by tests (race): another process locked the byte first */
+        /* unreached by tests (no injected fault): fcntl interrupted */
         if (errno != EINTR)
             return -errno;
     return 0;
@@ -569,7 +569,7 @@ int prs_os_lock_file(int fd, bool exclusive)
 {
     struct flock lk = byte_lock(0, exclusive ? F_WRLCK : F_RDLCK);
     while (fcntl(fd, F_OFD_SETLK, &lk) < 0)
-        /* unreached: uninjected: fcntl interrupted */
+        /* unreached by tests (no injected fault): fcntl interrupted */
         if (errno != EINTR)
             return -errno;
     return 0;
@@ -585,7 +585,7 @@ void prs_os_unlock_byte(int fd, uint64_t byte)
 int prs_os_byte_held(int fd, uint64_t byte)
 {
     struct flock lk = byte_lock(byte, F_WRLCK);
-    /* unreached: failing */
+    /* unreached by tests (failing call) */
     if (fcntl(fd, F_OFD_GETLK, &lk) < 0)
         return -errno;
     return lk.l_type != F_UNLCK;
@@ -609,13 +609,13 @@ uint64_t prs_start_time(int32_t pid)
         return 0;
     text[n] = 0;
     char *at = strrchr(text, ')');
-    /* unreached: kernel: /proc in an unknown format */
+    /* unreached by tests (other kernel): /proc in an unknown format */
     for (int field = 2; at && field < 22; field++) {
         at = strchr(at, ' ');
-        /* unreached: kernel: /proc in an unknown format */
+        /* unreached by tests (other kernel): /proc in an unknown format */
         at = at ? at + 1 : NULL;
     }
-    /* unreached: kernel: /proc in an unknown format */
+    /* unreached by tests (other kernel): /proc in an unknown format */
     return at ? strtoull(at, NULL, 10) : 0;
 }
 
@@ -629,7 +629,7 @@ bool prs_os_process_gone(int32_t pid)
     if (kill(pid, 0) < 0 && errno == ESRCH)
         return true;
     int fd = prs_above_standard((int)syscall(SYS_pidfd_open, pid, 0));
-    /* unreached: kernel: no pidfds */
+    /* unreached by tests (other kernel): no pidfds */
     bool ended = fd >= 0 && prs_os_await_end(fd, 0);
     prs_os_close(fd);
     return ended;
@@ -645,7 +645,7 @@ void *prs_os_anchor(int fd)
 
 int prs_os_keep_from_children(void *anchor)
 {
-    /* unreached: uninjected: madvise refused */
+    /* unreached by tests (no injected fault): madvise refused */
     return madvise(anchor, PRS_PAGE, MADV_DONTFORK) < 0 ? -errno : 0;
 }
 
@@ -672,7 +672,7 @@ bool prs_os_await_end(int fd, int64_t timeout)
         int rc = poll(&p, 1, left > 0 ? (int)((left + PRS_MS - 1) / PRS_MS) : 0);
         if (rc > 0)
             return true;
-        /* unreached: uninjected 3: poll interrupted, or timed out */
+        /* unreached by tests (no injected fault, 3 branches): poll interrupted, or timed out */
         if (rc == 0 || errno != EINTR || left <= 0)
             return false;
     }
@@ -681,6 +681,6 @@ bool prs_os_await_end(int fd, int64_t timeout)
 uint64_t prs_os_pid_ns(void)
 {
     struct stat st;
-    /* unreached: kernel: no /proc */
+    /* unreached by tests (other kernel): no /proc */
     return stat("/proc/self/ns/pid", &st) == 0 ? (uint64_t)st.st_ino : 0;
 }

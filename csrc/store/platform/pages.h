@@ -46,7 +46,7 @@ static inline prs_pages prs_pages_at(void *memory, uint64_t count)
 
 static inline bool prs_pages_test(prs_pages p, uint64_t page)
 {
-    /* unreached: impossible: callers stay within the bitmap */
+    /* unreached by tests (impossible): callers stay within the bitmap */
     return page < p.count && (prs_load_acquire(&p.words[page / 64]) >> (page % 64) & 1) != 0;
 }
 

@@ -32,20 +32,20 @@ void prs_crew_start(prs_crew *crew, unsigned helpers, void *(*work)(void *), voi
 {
     crew->count = 0;
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &crew->cancel_state);
-    /* unreached: impossible: prs_crew_size() gives no more */
+    /* unreached by tests (impossible): prs_crew_size() gives no more */
     if (helpers > PRS_COPY_MAX_THREADS - 1)
         helpers = PRS_COPY_MAX_THREADS - 1;
     if (helpers == 0)
         return;
     pthread_attr_t attr;
-    /* unreached: uninjected: pthread_attr_init */
+    /* unreached by tests (no injected fault): pthread_attr_init */
     if (pthread_attr_init(&attr) != 0)
         return;
     sigset_t all, old;
     sigfillset(&all);
-    /* unreached: uninjected 2: pthread_attr_setstacksize, pthread_sigmask */
+    /* unreached by tests (no injected fault, 2 branches): pthread_attr_setstacksize, pthread_sigmask */
     if (pthread_attr_setstacksize(&attr, CREW_STACK) == 0 && pthread_sigmask(SIG_SETMASK, &all, &old) == 0) {
-        /* unreached: uncounted: test_copy reaches it in a process of another user */
+        /* unreached by tests (uncounted): test_copy reaches it in a process of another user */
         while (crew->count < helpers && pthread_create(&crew->thread[crew->count], &attr, work, arg) == 0)
             crew->count++;
         pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -65,11 +65,11 @@ unsigned prs_cpu_count(void)
 {
     cpu_set_t set[8]; /* a set for 8192 CPUs, because the kernel refuses a set that is too small */
     CPU_ZERO_S(sizeof set, set);
-    /* unreached: uninjected: sched_getaffinity */
+    /* unreached by tests (no injected fault): sched_getaffinity */
     if (sched_getaffinity(0, sizeof set, set) != 0)
         return 1;
     int count = CPU_COUNT_S(sizeof set, set);
-    /* unreached: impossible: the caller itself runs on a CPU */
+    /* unreached by tests (impossible): the caller itself runs on a CPU */
     return count > 0 ? (unsigned)count : 1;
 }
 
@@ -84,7 +84,7 @@ unsigned prs_cpu_idle(void)
     uint32_t all = prs_load_relaxed(&online);
     if (all == 0) {
         long found = sysconf(_SC_NPROCESSORS_ONLN);
-        /* unreached: kernel: a machine with a single CPU */
+        /* unreached by tests (other kernel): a machine with a single CPU */
         all = found > 1 ? (uint32_t)found : 1;
         prs_store_relaxed(&online, all);
     }
@@ -98,13 +98,13 @@ unsigned prs_cpu_idle(void)
         return all - 1;
     text[n] = 0;
     const char *at = text;
-    /* unreached: damage: /proc/loadavg in an unknown format */
+    /* unreached by tests (damaged tables): /proc/loadavg in an unknown format */
     for (int field = 0; field < 3 && at; field++)
         at = strchr(at + (field > 0), ' ');
-    /* unreached: damage: /proc/loadavg in an unknown format */
+    /* unreached by tests (damaged tables): /proc/loadavg in an unknown format */
     unsigned long running = at ? strtoul(at, NULL, 10) : 1;
-    /* unreached: kernel: /proc/loadavg counts no running thread, not even ours */
-    /* unreached: race: depends on whether a CPU is idle */
+    /* unreached by tests (other kernel): /proc/loadavg counts no running thread, not even ours */
+    /* unreached by tests (race): depends on whether a CPU is idle */
     return running >= all ? 0 : running == 0 ? all - 1 : all - (unsigned)running;
 }
 
@@ -113,7 +113,7 @@ unsigned prs_crew_size(size_t n, size_t per_thread, unsigned max_threads)
     unsigned limit = max_threads ? max_threads : CREW_DEFAULT;
     if (limit > PRS_COPY_MAX_THREADS)
         limit = PRS_COPY_MAX_THREADS;
-    /* unreached: impossible: every caller passes the bytes per thread */
+    /* unreached by tests (impossible): every caller passes the bytes per thread */
     if (per_thread != 0 && n / per_thread < limit)
         limit = (unsigned)(n / per_thread);
     if (limit <= 1)
@@ -123,6 +123,6 @@ unsigned prs_crew_size(size_t n, size_t per_thread, unsigned max_threads)
     if (limit <= 1 || max_threads != 0)
         return limit;
     unsigned idle = prs_cpu_idle();
-    /* unreached: kernel: more idle CPUs than a copy uses */
+    /* unreached by tests (other kernel): more idle CPUs than a copy uses */
     return limit - 1 < idle ? limit : idle + 1;
 }

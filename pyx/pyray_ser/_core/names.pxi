@@ -52,7 +52,11 @@ cdef int bind_encoded(ObjectRef ref, bytes encoded, object name, uint32_t flags=
 
 
 cdef ObjectRef find_encoded(Store store, bytes encoded, prs_name_info *info=NULL, uint32_t max_age=0):
-    """Return the object with a name, or None; with `max_age`, count it as a use of the name. This releases the GIL, because the engine acquires the store's lock."""
+    """
+    Return the object with a name, or None; with `max_age`, count it as a use of the name.
+
+    This releases the GIL, because the engine acquires the store's lock.
+    """
     cdef prs_oid id
     cdef int status
     cdef prs_store *handle
@@ -129,7 +133,7 @@ def unbind_name(Store store not None, name, ObjectRef only=None):
     Returns
     -------
     int or None
-        The number of uses of the name; None if it is not bound like that.
+        The number of uses of the name; None if it is unbound or belongs to another object.
     """
     cdef prs_error error
     cdef prs_name_info info

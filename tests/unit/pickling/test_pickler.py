@@ -13,9 +13,7 @@ import pytest
 from pickler_classes import Box, Changing, Colour, Endless, Locked, Nested, Node, Reentrant, SlottedNode, chain, unchain
 
 from pyray_ser import _pickle
-from pyray_ser.pickling import (
-    reducers,  # this import connects the pickler with the registry and the inspector
-)
+from pyray_ser.pickling import reducers, serialization  # noqa: F401 (serialization connects the pickler)
 
 
 def to_file(obj, **options):

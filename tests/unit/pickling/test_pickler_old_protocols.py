@@ -21,7 +21,8 @@ import weakref
 
 import pytest
 
-from pyray_ser import _pickle, pickling  # noqa: F401 (it connects the pickler with the registry)
+from pyray_ser import _pickle
+from pyray_ser.pickling import serialization  # noqa: F401 (it connects the pickler with the registry)
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 MODULES = [

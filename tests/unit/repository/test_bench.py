@@ -175,6 +175,37 @@ def test_claims_of_a_row(tmp_path):
     assert done.returncode == (0 if all(claim["passed"] for claim in document["claims"]) else 1)
 
 
+@pytest.mark.parametrize(
+    ("program", "row"),
+    [
+        ("claims", "put-small"),
+        ("by_type", "numpy"),
+        ("caching", "hit"),
+        ("cluster", "cluster"),
+        ("pickler", "sweep"),
+        ("pools", "joblib"),
+        ("tasks", "tasks"),
+    ],
+)
+def test_every_program_lists_its_rows(program, row):
+    done = run(BENCH / f"{program}.py", "--list")
+    assert row in done.stdout.splitlines(), done.stderr
+
+
+def test_a_word_selects_the_rows_that_contain_it(tmp_path):
+    run(BENCH / "pickler.py", "enum", "3 members", "--quick", "--json", tmp_path / "pickler.json")
+    claims = json.loads((tmp_path / "pickler.json").read_text())["claims"]
+    assert list(dict.fromkeys(claim["row"] for claim in claims)) == ["10,000 enum members", "10,000 refs to 3 members"]
+    assert {"dumps, _pickle over ours", "loads, _pickle over ours"} <= {claim["what"] for claim in claims}
+
+
+def test_a_figure_without_a_limit_has_no_verdict():
+    module = bench("measuring.claim")
+    claim = module.measured("row", "what", 1.5, "x")
+    assert claim.passed is None
+    assert module.table([claim]).splitlines()[-1].split()[-2:] == ["-", "-"]
+
+
 def test_unknown_row_is_an_error():
     done = run(BENCH / "claims.py", "no-such-row")
     assert done.returncode == 2

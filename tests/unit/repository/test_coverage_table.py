@@ -46,7 +46,7 @@ def run(script, tmp_path, capsys):
         source = SOURCE
         for place, reason in zip(["IF", "CONDITION", "LAST"], [*reasons, "", "", ""], strict=False):
             source = source.replace(
-                place, reason if reason.startswith("/*") or not reason else f"/* unreached: {reason} */"
+                place, reason if reason.startswith("/*") or not reason else f"/* unreached by tests {reason} */"
             )
         source = "\n".join(line for line in source.split("\n") if line.strip())
         numbers = [number for number, line in enumerate(source.split("\n"), 1) if "if (" in line]
@@ -66,7 +66,7 @@ def row(out, name="a.c"):
 
 
 def test_what_has_a_reason_is_told_from_what_has_none(run):
-    status, out = run("race", "race: words")
+    status, out = run("(race)", "(race): words")
     assert status == 0
     assert row(out) == ["a.c", "4/5", "80.0", "%", "5/8", "62.5", "%", "2", "1"]
     assert "without a reason: a.c:7: 1 of 4: if (a > 1 &&\n" in out
@@ -74,20 +74,20 @@ def test_what_has_a_reason_is_told_from_what_has_none(run):
 
 
 def test_a_reason_covers_as_many_branches_as_it_says(run):
-    status, out = run("race", "race 2: words")
+    status, out = run("(race)", "(race, 2 branches): words")
     assert (status, row(out)[-2:]) == (0, ["3", "0"])
-    status, out = run("race", "/* unreached: race */\n/* unreached: race: other words */")
+    status, out = run("(race)", "/* unreached by tests (race) */\n/* unreached by tests (race): other words */")
     assert (status, row(out)[-2:]) == (0, ["3", "0"])
 
 
 def test_a_reason_holds_for_its_statement_only(run):
-    status, out = run("", "race 2", "race")
+    status, out = run("", "(race, 2 branches)", "(race)")
     assert status == 0
     assert "without a reason: a.c:3: 1 of 2: if (a)\n" in out
 
 
 def test_what_was_reached_this_time_is_no_error(run):
-    status, out = run("race", "race 2", "race", options=["--reached"])
+    status, out = run("(race)", "(race, 2 branches)", "(race)", options=["--reached"])
     assert status == 0
     assert "3 reasons, 1 of them not needed this time\n" in out
     assert "reached: a.c:11: if (a)\n" in out
@@ -96,14 +96,14 @@ def test_what_was_reached_this_time_is_no_error(run):
 @pytest.mark.parametrize(
     "reason, said",
     [
-        ("luck", "wrong: a.c:10: 'luck' is not"),
-        ("race 0", "wrong: a.c:10: 'race 0' is not"),
+        ("(luck)", "wrong: a.c:10: '(luck)' is not"),
+        ("(race, 0 branches)", "wrong: a.c:10: '(race, 0 branches)' is not"),
         ("race, words", "wrong: a.c:10: 'race, words' is not"),
-        ("/* unreached: race */ int b;", "wrong: a.c:10: a reason has a line of its own"),
+        ("/* unreached by tests (race) */ int b;", "wrong: a.c:10: a reason has a line of its own"),
     ],
 )
 def test_a_reason_that_makes_no_sense_is_an_error(run, reason, said):
-    status, out = run("race", "race", reason)
+    status, out = run("(race)", "(race)", reason)
     assert status == 1
     assert said in out
 
@@ -116,6 +116,6 @@ def test_the_reasons_kept_here_make_sense(script):
         reasons, wrong = script.read_reasons(path.name, source)
         assert wrong == []
         found += reasons
-        kinds.update(re.findall(r"/\* unreached: ([a-z]+)", source))
+        kinds.update(re.findall(r"/\* unreached by tests \(([a-z ]+)", source))
     assert len(found) > 300
     assert kinds == set(script.KINDS)

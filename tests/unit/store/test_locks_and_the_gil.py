@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="the source
 FUNCTION = re.compile(r"^[a-z_][\w \*]*?\b(\w+)\([^;{}]*\)\s*\{(.*?)^\}", re.M | re.S)
 # With these arguments a function tries to acquire the lock, and returns immediately if it would have to wait.
 TRIES = re.compile(
-    r"\b(prs_deferred_run|prs_edges_release|lock_as)\([^;]*?,\s*false\)|\bprs_alloc\([^;]*?PRS_ALLOC_TRY"
+    r"\b(prs_deferred_run|prs_edges_release|lock_as)\([^;]*?,\s*PRS_NO_WAIT\)|\bprs_alloc\([^;]*?PRS_ALLOC_TRY"
 )
 # These functions close stores at the end of the interpreter, when no other code runs.
 AT_THE_END = {"__dealloc__", "close_at_exit"}
