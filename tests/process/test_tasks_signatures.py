@@ -9,6 +9,7 @@ import math
 import operator
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -226,6 +227,16 @@ def test_map_checks_arguments(chunksize):
         square.map([1], in_flight=0)
     with pytest.raises(TypeError, match="map needs one result for each call"):
         square.options(num_returns=2).map([1])
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_dropping_a_map_cancels_calls_that_have_not_started(chunksize, tmp_path):
+    slow = [ray.remote(time.sleep).remote(1) for _ in range(2)]  # one for each worker
+    found = ray.remote(Path.touch).map([tmp_path / str(i) for i in range(4)], chunksize=chunksize)
+    del found
+    ray.get(slow)
+    assert list(square.map(range(4))) == [0, 1, 4, 9]
+    assert not list(tmp_path.iterdir())
 
 
 def test_map_has_a_timeout():
