@@ -21,7 +21,7 @@ pictures: $(STAMP)/pictures
 
 $(AXE):
 	@echo "fetch: axe-core"
-	@npm install --silent --no-audit --no-fund --prefix $(BUILD)/npm axe-core@4
+	@npm install --silent --no-audit --no-fund --cache $(BUILD)/npm/cache --prefix $(BUILD)/npm axe-core@4
 
 # PYRAY_SER_SITE names the folder of a built site; build/docs/html by default.
 browser: $(STAMP)/pictures $(AXE)

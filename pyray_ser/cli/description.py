@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 __all__ = ["Buffer", "Form", "describe", "read_form"]
@@ -158,9 +159,21 @@ class _Walk:
             return self.stack[-1]
         outermost = next((value for value in self.stack if value is not _MARK), None)
         if outermost is not None and self.stack[0] is outermost and self.stack[1:2] == [_MARK]:
-            # The stream has named these items, but not yet added them to the container.
-            outermost.items += [item for item in self.stack[2:] if item is not _MARK]
+            outermost.items += self.waiting()
         return outermost
+
+    def waiting(self) -> list[Any]:
+        """Return the items that the stream has named, but not yet added to the outermost container."""
+        items = list(takewhile(lambda item: item is not _MARK, self.stack[2:]))
+        # The last ones may belong to an inner container or object. Count too few rather than too many.
+        while len(items) > 1:
+            if _may_hold(items[-2]):
+                items.pop()
+            elif len(items) > 2 and items[-3].kind == "dict" and not items[-3].items:
+                del items[-2:]
+            else:
+                break
+        return items
 
     # ---- reading --------------------------------------------------------------------------------------------------------
 
@@ -345,6 +358,11 @@ class _Walk:
         if index not in self.memo:
             raise _Stop
         return self.memo[index]
+
+
+def _may_hold(note: _Note) -> bool:
+    """Return whether the value behind this one on the stack may become a part of it."""
+    return note.kind in ("call", "global") or (note.kind in ("list", "dict", "set") and not note.items)
 
 
 def _int(text: str) -> int:

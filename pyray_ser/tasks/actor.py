@@ -13,19 +13,19 @@ import time
 import weakref
 from _thread import get_ident, start_new_thread
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from sys import is_finalizing
 from typing import Any, NoReturn
 
 from .. import _log
 from .._calls import Descriptor, take_first
 from .._core import fork_count
-from ..exceptions import ObjectLostError, TaskCancelledError, WorkerDiedError
+from ..exceptions import ObjectLostError, SerializationError, TaskCancelledError, WorkerDiedError
 from . import protocol, settings, signatures
-from .call import Call, after, make, stop
+from .call import Call, after, argument_error, make, stop
 from .channel import Channel, Job, Peer, fail, waits_for_itself
 from .collector import collector, forget
-from .function import Tests, _count, check_options
+from .function import Tests, _count, check_options, mapped
 from .listener import KILLED, listen, word_is_left
 from .process import Process, new_address
 from .process import kill as end_process
@@ -39,6 +39,8 @@ _OPTIONS: Tests = {
 }
 # Owners that are starting their process again.
 _restarting: dict[Owner, None] = {}
+# How many chunks `ActorMethod.map` has in flight by default: enough for methods that wait in the actor's event loop.
+_IN_FLIGHT = 16
 _METHOD_OPTIONS: Tests = {
     "num_returns": (lambda value: _count(value) and value >= 1, "an int >= 1"),
     "stream": (lambda value: isinstance(value, bool), "a bool"),
@@ -564,10 +566,86 @@ class ActorMethod:
         client = self._handle._client
         client.check_process()
         client.check_arguments(self._method, args, kwargs)
-        call = make(f"{self._handle._name}.{self._method}", self._method, args, kwargs, self._several, client)
+        call = make(self._name, self._method, args, kwargs, self._several, client)
         result = call.hand_over()
         client.submit(call)
         return result
+
+    def map(
+        self,
+        iterable: Iterable[Any],
+        /,
+        *iterables: Iterable[Any],
+        chunksize: int = 1,
+        in_flight: int | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Any]:
+        """
+        Call the method for each item, and return an iterator over the results in order.
+
+        New calls are made as results are taken. The actor runs them in order with all other calls of this process.
+
+        Parameters
+        ----------
+        iterable, *iterables : iterable
+            One for each argument. The shortest ends the iteration. Items that are references are replaced by their values.
+        chunksize : int
+            The number of items that are sent to the actor together. Larger values are faster for short calls. If the
+            method is a coroutine function, the calls of a chunk run concurrently.
+        in_flight : int, optional
+            Maximum number of chunks whose results were not taken; the default is 16.
+        timeout : float, optional
+            Seconds from the call of `map` after which the iterator raises `GetTimeoutError`.
+
+        Returns
+        -------
+        iterator
+            It keeps the actor alive. If it is dropped, calls that have not started are cancelled.
+
+        Examples
+        --------
+        >>> @pyray_ser.remote
+        ... class Scaler:
+        ...     def __init__(self, factor):
+        ...         self.factor = factor
+        ...     def scale(self, x):
+        ...         return self.factor * x
+        >>> list(Scaler.remote(10).scale.map(range(4), chunksize=2))
+        [0, 10, 20, 30]
+        """
+        return mapped(
+            self._name,
+            self.remote,
+            self._begin_chunk,
+            (iterable, *iterables),
+            several=self._several,
+            chunksize=chunksize,
+            in_flight=_IN_FLIGHT if in_flight is None else in_flight,
+            timeout=timeout,
+        )
+
+    def _begin_chunk(self, chunk: list[tuple[Any, ...]]) -> TaskRef:
+        client = self._handle._client
+        client.check_process()
+        for args in chunk:
+            client.check_arguments(self._method, args, {})
+        # The arguments of all calls in a row: so references among them are awaited and replaced as those of one call.
+        row = tuple(arg for args in chunk for arg in args)
+        try:
+            call = make(self._name, self._method, row, {}, False, client, protocol.EACH, width=len(chunk[0]))
+        except SerializationError as error:
+            for args in chunk:
+                found = argument_error(self._name, args, {}, error)
+                if found is not error:
+                    raise found from error.__cause__
+            raise
+        ref: TaskRef = call.hand_over()
+        client.submit(call)
+        return ref
+
+    @property
+    def _name(self) -> str:
+        return f"{self._handle._name}.{self._method}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(f"a method of an actor is called by .{self._method}.remote(...)")

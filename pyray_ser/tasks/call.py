@@ -97,6 +97,7 @@ def make(
     several: bool | int,
     source: Source,
     kind: int = protocol.CALL,
+    width: int = 0,
 ) -> Call:
     """
     Make a call. The caller may change the arguments afterwards.
@@ -113,7 +114,9 @@ def make(
     source : object
         The object that receives the answers for the references.
     kind : int
-        CALL or CREATE.
+        CALL, EACH or CREATE.
+    width : int
+        For EACH, the number of arguments that each of the calls takes.
     """
     pending: list[TaskRef] = []
 
@@ -126,7 +129,9 @@ def make(
     if any(type(arg) is TaskRef for arg in args) or any(type(arg) is TaskRef for arg in kwargs.values()):
         args = tuple(written(arg) for arg in args)
         kwargs = {key: written(arg) for key, arg in kwargs.items()}
-    call: tuple[Any, ...] = (which, args, kwargs) if kind == protocol.CREATE else (which, args, kwargs, several)
+    call: tuple[Any, ...] = (which, args, kwargs)
+    if kind != protocol.CREATE:
+        call += (width if kind == protocol.EACH else several,)
     try:
         payload, held = protocol.encode(call)
     except SerializationError as error:

@@ -206,22 +206,18 @@ class RemoteFunction:
         >>> list(square.map(range(4)))
         [0, 1, 4, 9]
         """
-        in_order.check_count("chunksize", chunksize)
         if in_flight is None:
             in_flight = 2 * settings.num_workers()
-        in_order.check_count("in_flight", in_flight)
-        if self._several is not False:
-            raise TypeError(
-                f"map needs one result for each call, but {self._name} returns several; hint: use {self._name}.remote(...)"
-            )
-        begin = self._begin_one if chunksize == 1 else self._begin_chunk
-        calls = in_order.chunks((iterable, *iterables), chunksize)
-        value = _one_value if chunksize == 1 else _values
-        return in_order.results(begin, calls, in_flight, value, _cancel, timeout)
-
-    def _begin_one(self, chunk: list[tuple[Any, ...]]) -> TaskRef:
-        ref: TaskRef = self.remote(*chunk[0])
-        return ref
+        return mapped(
+            self._name,
+            self.remote,
+            self._begin_chunk,
+            (iterable, *iterables),
+            several=self._several,
+            chunksize=chunksize,
+            in_flight=in_flight,
+            timeout=timeout,
+        )
 
     def _begin_chunk(self, chunk: list[tuple[Any, ...]]) -> TaskRef:
         for args in chunk:
@@ -240,6 +236,45 @@ class RemoteFunction:
 
     def __repr__(self) -> str:
         return f"<remote function {self._name}>"
+
+
+def mapped(
+    name: str,
+    remote: Callable[..., TaskRef],
+    begin_chunk: Callable[[list[tuple[Any, ...]]], TaskRef],
+    iterables: tuple[Iterable[Any], ...],
+    *,
+    several: bool | int,
+    chunksize: int,
+    in_flight: int,
+    timeout: float | None,
+) -> Iterator[Any]:
+    """
+    Return the iterator of `RemoteFunction.map` and `ActorMethod.map`.
+
+    Parameters
+    ----------
+    name : str
+        Name of the function or method, for errors.
+    remote : callable
+        Begins one call.
+    begin_chunk : callable
+        Begins several calls, which together have one reference.
+    iterables : tuple of iterable
+        One for each argument.
+    several : bool or int
+        False if a call has one result.
+    chunksize, in_flight, timeout
+        As for `RemoteFunction.map`.
+    """
+    in_order.check_count("chunksize", chunksize)
+    in_order.check_count("in_flight", in_flight)
+    if several is not False:
+        raise TypeError(f"map needs one result for each call, but {name} returns several; hint: use {name}.remote(...)")
+    calls = in_order.chunks(iterables, chunksize)
+    if chunksize == 1:
+        return in_order.results(lambda chunk: remote(*chunk[0]), calls, in_flight, _one_value, _cancel, timeout)
+    return in_order.results(begin_chunk, calls, in_flight, _values, _cancel, timeout)
 
 
 def _one_value(ref: TaskRef, left: float | None) -> list[Any]:

@@ -65,7 +65,10 @@ def results(
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     begun = deque(begin(chunk) for chunk in islice(calls, in_flight))
-    return _ordered(begin, calls, begun, value, cancel, deadline)
+    ordered = _ordered(begin, calls, begun, value, cancel, deadline)
+    # Enter the `try` statement, so that its `finally` runs even if no result is taken.
+    next(ordered)
+    return ordered
 
 
 def _ordered(
@@ -77,6 +80,7 @@ def _ordered(
     deadline: float | None,
 ) -> Iterator[Any]:
     try:
+        yield None
         while begun:
             found = value(begun[0], None if deadline is None else deadline - time.monotonic())
             begun.popleft()

@@ -20,6 +20,7 @@ __all__ = [
     "CALL",
     "CANCEL",
     "CREATE",
+    "EACH",
     "END",
     "EXPECT",
     "FAILURE",
@@ -48,6 +49,7 @@ ACK = 5  # number of the answered call; the caller now holds the object in the a
 EXPECT = 6  # token; a handle was pickled, and another process will connect with this token
 HELLO = 7  # token; the handle with this token was loaded
 ARGUMENTS = 12  # number of a call that follows; the list of its arguments that were pending when it was made
+EACH = 15  # number of a call; method name, the arguments of several calls in a row, how many each call takes
 TAKEN = 13  # number of a call that streams; number of items that were taken, see `backpressure`
 # From a worker:
 RESULT = 8  # number of a call, value

@@ -197,7 +197,7 @@ class Server:
         """Cancel a call that has not begun."""
         for queue in (self.early, self.inbox):
             for entry in queue:
-                if entry[0] is peer and entry[2] == number and entry[1] == protocol.CALL:
+                if entry[0] is peer and entry[2] == number and entry[1] in (protocol.CALL, protocol.EACH):
                     queue.remove(entry)
                     self.fail(peer, number, TaskCancelledError(), "call")
                     return
@@ -264,10 +264,11 @@ class Server:
 
     def handle(self, peer: Peer, kind: int, number: int, payload: memoryview) -> None:
         """Handle one frame."""
-        if kind == protocol.CALL and self.unmade:
+        is_call = kind in (protocol.CALL, protocol.EACH)
+        if is_call and self.unmade:
             self.early.append((peer, kind, number, payload))
-        elif kind == protocol.CALL:
-            self.call(peer, number, payload)
+        elif is_call:
+            self.call(peer, number, payload, kind == protocol.EACH)
         elif kind == protocol.FUNCTION:
             try:
                 self.functions[number] = protocol.load(payload)
@@ -322,20 +323,18 @@ class Server:
             return getattr(function, "__qualname__", None) or repr(function)
         return f"{self.actor_name}.{which}"
 
-    def call(self, peer: Peer, number: int, payload: memoryview) -> None:
+    def call(self, peer: Peer, number: int, payload: memoryview, each: bool = False) -> None:
         name = "call"
         try:
             which, args, kwargs, stream = protocol.load(payload)
             del payload
             name = self.name_of(which)
             function = self.target(which)
+            if each:
+                function, stream = EachMethod(function, stream), False
             args, kwargs = resolve(args, kwargs, self.arguments.pop((peer, number), ()))
-            result = function(*args, **kwargs)
+            result = _run(function(*args, **kwargs))
             del args, kwargs
-            if inspect.iscoroutine(result):
-                import asyncio
-
-                result = asyncio.run(_whole(result))
             if stream is False:
                 self.answer(peer, protocol.RESULT, number, result)
                 return
@@ -475,16 +474,53 @@ class Each:
 
     def _one(self, given: tuple[Any, ...]) -> Any:
         args, _ = resolve(given, {}, ())
-        result = self.function(*args)
-        if inspect.iscoroutine(result):
-            import asyncio
+        return _run(self.function(*args))
 
-            return asyncio.run(_whole(result))
-        return result
+
+class EachMethod:
+    """Calls a method of an actor several times; this is the method of a call by `ActorMethod.map` with a chunk size."""
+
+    def __init__(self, method: Callable[..., Any], width: int) -> None:
+        self.method = method
+        self.width = width
+
+    def _calls(self, args: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        return [args[start : start + self.width] for start in range(0, len(args), self.width)]
+
+    def __call__(self, *args: Any) -> list[Any]:
+        return [_run(self.method(*some)) for some in self._calls(args)]
+
+    async def concurrently(self, *args: Any) -> list[Any]:
+        """Start the calls in order, and return their results. If one fails, the others are cancelled."""
+        import asyncio
+
+        results: list[Any] = []
+        begun: dict[int, asyncio.Future[Any]] = {}
+        try:
+            for index, some in enumerate(self._calls(args)):
+                results.append(self.method(*some))
+                if inspect.isawaitable(results[index]):
+                    begun[index] = asyncio.ensure_future(results[index])
+            await asyncio.gather(*begun.values())
+        finally:
+            for future in begun.values():
+                future.cancel()
+        for index, future in begun.items():
+            results[index] = future.result()
+        return results
 
 
 async def _next(items: Any) -> Any:
     return await anext(items)
+
+
+def _run(result: Any) -> Any:
+    """Return the result of a call; if it is a coroutine, run it."""
+    if not inspect.iscoroutine(result):
+        return result
+    import asyncio
+
+    return asyncio.run(_whole(result))
 
 
 async def _whole(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from ..exceptions import TaskCancelledError
 from . import protocol
 from .backpressure import Flow
-from .worker import Peer, Server, exactly, resolve
+from .worker import EachMethod, Peer, Server, exactly, resolve
 
 __all__ = ["run"]
 
@@ -42,12 +42,16 @@ class _Loop:
             watched = wanted
             while server.inbox:
                 peer, kind, number, payload = server.inbox.popleft()
-                if kind == protocol.CALL:
+                if kind in (protocol.CALL, protocol.EACH):
                     # Run the call to its first await immediately, so that calls start in the order in which they
                     # came.
-                    task = loop.create_task(self.call(peer, number, payload))
+                    each = kind == protocol.EACH
+                    task = loop.create_task(self.call(peer, number, payload, each))
                     self.tasks[peer, number] = task
                     task.add_done_callback(functools.partial(self.forget, peer, number))
+                    if each:
+                        # The task makes other tasks, which must also start before the next call.
+                        await asyncio.sleep(0)
                 else:
                     server.handle(peer, kind, number, payload)
                 del peer, payload
@@ -75,7 +79,7 @@ class _Loop:
         if task is not None:
             task.cancel()
 
-    async def call(self, peer: Peer, number: int, payload: memoryview) -> None:
+    async def call(self, peer: Peer, number: int, payload: memoryview, each: bool) -> None:
         server = self.server
         name = "call"
         try:
@@ -84,6 +88,8 @@ class _Loop:
             name = server.name_of(which)
             function = server.target(which)
             args, kwargs = resolve(args, kwargs, server.arguments.pop((peer, number), ()))
+            if each:
+                function, several = EachMethod(function, several).concurrently, False
             result = function(*args, **kwargs)
             del args, kwargs
             if inspect.isawaitable(result):

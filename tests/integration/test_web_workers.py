@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "web-workers.md"
-APPLICATION, LIFESPAN, *_ = re.findall(r"^```python\n# \w+\.py\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+FILES = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE))
+APPLICATION, FOREST, LIFESPAN = FILES["app.py"], FILES["forest.py"], FILES["main.py"]
 
 # Imitate gunicorn with preloading: import the application, fork, then call it.
 MASTER = r"""
@@ -80,6 +81,15 @@ def run(folder, script):
 def test_workers_forked_from_a_preloaded_application_read_one_object(tmp_path):
     (tmp_path / "app.py").write_text(APPLICATION)
     assert run(tmp_path, MASTER) == ["200 OK 499999.5 objects=1 clients>1=True"] * 3
+
+
+@pytest.mark.heavy
+def test_workers_forked_from_a_preloaded_application_share_a_model(tmp_path):
+    pytest.importorskip("sklearn")
+    (tmp_path / "app.py").write_text(FOREST)
+    lines = run(tmp_path, MASTER)
+    assert len(lines) == 3 and len(set(lines)) == 1
+    assert re.fullmatch(r"200 OK 0\.\d+ objects=1 clients>1=True", lines[0])
 
 
 def test_workers_of_a_named_store_read_one_object_and_the_last_removes_the_store(tmp_path):

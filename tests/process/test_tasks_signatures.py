@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import gc
 import inspect
 import itertools
 import math
 import operator
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -228,6 +231,16 @@ def test_map_checks_arguments(chunksize):
         square.options(num_returns=2).map([1])
 
 
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_dropping_a_map_cancels_calls_that_have_not_started(chunksize, tmp_path):
+    slow = [ray.remote(time.sleep).remote(1) for _ in range(2)]  # one for each worker
+    found = ray.remote(Path.touch).map([tmp_path / str(i) for i in range(4)], chunksize=chunksize)
+    del found
+    ray.get(slow)
+    assert list(square.map(range(4))) == [0, 1, 4, 9]
+    assert not list(tmp_path.iterdir())
+
+
 def test_map_has_a_timeout():
     found = ray.remote(time.sleep).map([0, 30], timeout=2)
     assert next(found) is None
@@ -249,3 +262,159 @@ def test_maps_of_several_threads_run_at_the_same_time():
     for thread in threads:
         thread.join()
     assert results == {n: [x * x for x in range(n, n + 20)] for n in range(4)}
+
+
+# ---- map of an actor's method
+
+
+@ray.remote
+class Calculator:
+    def __init__(self, start=0):
+        self.calls = [start]
+
+    def add(self, x, y=0):
+        self.calls.append(x)
+        return x + y
+
+    def log(self):
+        return self.calls
+
+    def nap(self, seconds):
+        time.sleep(seconds)
+        return seconds
+
+    def numbers(self, n):
+        yield from range(n)
+
+    def mapped(self, other, items):
+        return list(other.add.map(items, chunksize=2))
+
+
+@ray.remote
+class AsyncCalculator:
+    def __init__(self):
+        self.calls = []
+        self.running = self.most = 0
+
+    async def add(self, x, y=0):
+        self.calls.append(x)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0.05)
+        self.running -= 1
+        return x + y
+
+    def log(self):
+        return self.calls
+
+    def concurrent(self):
+        return self.most
+
+
+@pytest.mark.parametrize("chunksize", [1, 3, 100])
+@pytest.mark.parametrize("cls", [Calculator, AsyncCalculator])
+def test_map_of_a_method_yields_results_in_order(cls, chunksize):
+    actor = cls.remote()
+    assert list(actor.add.map(range(20), chunksize=chunksize)) == list(range(20))
+    assert list(actor.add.map(range(5), range(3), chunksize=chunksize)) == [0, 2, 4]
+    assert list(actor.add.map([], chunksize=chunksize)) == []
+    assert ray.get(actor.log.remote())[-23:] == [*range(20), *range(3)]
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+@pytest.mark.parametrize("cls", [Calculator, AsyncCalculator])
+def test_map_of_a_method_takes_references(cls, chunksize):
+    actor = cls.remote()
+    # Two of these are results of the actor itself, which are not ready yet.
+    refs = [ray.put(2), square.remote(2), actor.add.remote(6), 7, actor.add.remote(8)]
+    assert list(actor.add.map(refs, chunksize=chunksize)) == [2, 4, 6, 7, 8]
+
+
+@pytest.mark.parametrize("chunksize", [1, 4])
+@pytest.mark.parametrize("cls", [Calculator, AsyncCalculator])
+def test_map_of_a_method_starts_its_calls_between_earlier_and_later_calls(cls, chunksize):
+    actor = cls.remote()
+    first = actor.add.remote(-1)
+    found = actor.add.map(range(8), chunksize=chunksize)
+    last = actor.add.remote(-2)
+    assert list(found) == list(range(8))
+    assert ray.get([first, last]) == [-1, -2]
+    assert ray.get(actor.log.remote())[-10:] == [-1, *range(8), -2]
+
+
+def test_map_of_a_coroutine_method_runs_concurrently():
+    actor = AsyncCalculator.remote()
+    list(actor.add.map(range(10), in_flight=5))
+    assert 1 < ray.get(actor.concurrent.remote()) <= 5
+    list(actor.add.map(range(10), chunksize=10))
+    assert ray.get(actor.concurrent.remote()) == 10
+
+
+def test_map_of_a_method_makes_new_calls_as_results_are_taken():
+    actor = Calculator.remote()
+    numbers = itertools.count()
+    found = actor.add.map(numbers, in_flight=3)
+    assert next(numbers) == 3
+    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    assert next(numbers) == 7
+    found = actor.add.map(itertools.count(), chunksize=10)
+    assert list(itertools.islice(found, 25)) == list(range(25))
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+@pytest.mark.parametrize("cls", [Calculator, AsyncCalculator])
+def test_map_of_a_method_raises_the_error_of_a_call(cls, chunksize):
+    found = cls.remote().add.map([1, 2, "x", "y"], chunksize=chunksize)
+    assert [next(found), next(found)] == [1, 2]
+    with pytest.raises(TypeError) as caught:
+        next(found)
+    assert isinstance(caught.value, TaskError) and caught.value.task == f"{cls.__name__}.add"
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_map_of_a_method_checks_arguments(chunksize):
+    actor = Calculator.remote()
+    with pytest.raises(TypeError, match=r"Calculator\.add: too many positional arguments"):
+        actor.add.map([1], [2], [3], chunksize=chunksize)
+    with pytest.raises(TypeError, match=r"argument 1 of Calculator\.add: cannot pickle '_thread.lock' object"):
+        actor.add.map([1, 2], [3, threading.Lock()], chunksize=chunksize)
+    with pytest.raises(ValueError, match="chunksize must be at least 1"):
+        actor.add.map([1], chunksize=0)
+    with pytest.raises(ValueError, match="in_flight must be at least 1"):
+        actor.add.map([1], in_flight=0)
+    for method in (actor.numbers, actor.add.options(num_returns=2)):
+        with pytest.raises(TypeError, match="map needs one result for each call"):
+            method.map([1], chunksize=chunksize)
+
+
+def test_map_of_a_method_has_a_timeout():
+    actor = Calculator.remote()
+    found = actor.nap.map([0, 30], timeout=2)
+    assert next(found) == 0
+    with pytest.raises(GetTimeoutError):
+        next(found)
+    ray.kill(actor)
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_map_of_a_method_keeps_the_actor_alive(chunksize):
+    found = Calculator.remote(1).add.map(range(40), in_flight=2, chunksize=chunksize)
+    gc.collect()
+    assert list(found) == list(range(40))
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_dropping_the_map_of_a_method_cancels_calls_that_have_not_started(chunksize):
+    actor = Calculator.remote()
+    ray.get(actor.log.remote())
+    slow = actor.nap.remote(1)
+    found = actor.add.map(range(40), chunksize=chunksize)
+    del found
+    assert ray.get(slow) == 1
+    assert ray.get(actor.log.remote()) == [0]
+
+
+def test_map_of_a_method_works_through_a_handle_in_another_process():
+    actor, other = Calculator.remote(), Calculator.remote()
+    assert ray.get(actor.mapped.remote(other, [3, ray.put(4), 5])) == [3, 4, 5]
+    assert ray.get(other.log.remote()) == [0, 3, 4, 5]

@@ -24,6 +24,13 @@ class Point:
         self.x = 1
 
 
+class Wrapped:
+    """A class with a long state."""
+
+    def __init__(self, values):
+        self.values = values
+
+
 def described(value, whole=False):
     """Return the description of a value that was put, and those of its buffers."""
     stored = b"".join(map(bytes, export(pyray_ser.put(value))))
@@ -104,6 +111,23 @@ def test_a_long_stream_is_described_by_its_beginning():
     kind, _, number = text.removesuffix("+: int").partition(" of ")
     assert kind == "list" and text.endswith("+: int") and 100 < int(number) < 1_000_000
     assert described({str(i): i for i in range(100_000)})[0].endswith("+")
+
+
+LONG = [str(i) for i in range(100_000)]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"values": np.ones(10), "names": LONG, "left out": 1}, "dict of 2+"),
+        ([{"a": 1}, [[LONG]]], "list of 2+"),
+        ([{"a": 1}, {"b": {"c": LONG}}], "list of 2+"),
+        ([1, [Wrapped(LONG)]], "list of 2+"),
+        ({"a": 1, "b": Wrapped(LONG)}, "dict of 2+"),
+    ],
+)
+def test_a_long_stream_counts_the_items_of_the_outermost_container_only(value, text):
+    assert described(value)[0].partition(":")[0] == text
 
 
 def test_describing_runs_no_code_and_imports_nothing():
