@@ -137,6 +137,7 @@ class Client:
     # The address of the actor for other processes, and its process.
     address: str
     pid: int
+    spans_hosts = False
     # The class of the actor, if this process made the actor.
     cls: type | None = None
 
