@@ -60,6 +60,12 @@ def use(engine: Engine | None) -> Engine | None:
     return before
 
 
+def cluster() -> Any:
+    """Return the engine of a cluster, which also makes actors, or None."""
+    engine = _used.get("engine")
+    return engine if engine is not None and engine.spans_hosts else None
+
+
 def started() -> bool:
     """Return whether an engine exists already."""
     return bool(_used)

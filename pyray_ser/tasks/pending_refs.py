@@ -39,7 +39,7 @@ def reduce(ref: TaskRef) -> tuple[Any, ...]:
         if source is not None and source.spans_hosts:
             raise ValueError(
                 f"{ref!r} is not ready, and only a result that is ready can be inside another value on a cluster; hint: make "
-                "it an argument of its own, or wait() for it first"
+                "it a separate argument, or wait() for it first"
             )
         return load_pending, (ref.name, _promises.get(ref))
     return load_settled, (ref.name, ref.outcome)

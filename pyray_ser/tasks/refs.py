@@ -44,7 +44,7 @@ class Source(Protocol):
     Attributes
     ----------
     spans_hosts : bool
-        Whether calls run on other hosts, which cannot wait for promises in the store of this process.
+        If true, calls run on other hosts, which cannot wait for promises in the store of this process.
     """
 
     spans_hosts: bool
