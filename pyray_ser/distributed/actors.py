@@ -67,7 +67,9 @@ class ClusterActor:
         self._forks = fork_count()
         self._signatures: dict[str, signatures.Signature] = {}
         args, kwargs, self._arguments = cluster.extract(args, kwargs)
-        self._payload, self._held = encode(f"{name}.__init__", cls, args, kwargs, False, protocol.CREATE)
+        payload, self._held = encode(f"{name}.__init__", cls, args, kwargs, False, protocol.CREATE)
+        # Sending an object to a worker waits, which the event loop must not.
+        self._prepared = [cluster.packet_or_future(payload, self._held), *map(self._prepare, self._arguments)]
         # The actor as Dask knows it, the worker that has it, and the number of the next call there.
         self._future: Any = None
         self._address = ""
@@ -77,7 +79,6 @@ class ClusterActor:
         # Calls in the order in which they were made; None after the last handle was dropped.
         self._calls: asyncio.Queue[tuple[Sent, agent.Packet | Any, list[Any]] | None] = asyncio.Queue()
         self._in_flight: set[asyncio.Task[None]] = set()
-        self._create()
         cluster.start(self._serve())
 
     def check_process(self) -> None:
@@ -127,29 +128,42 @@ class ClusterActor:
     @property
     def key(self) -> str:
         """str : The key under which Dask has the actor."""
-        return str(self._future.key)
+        return "" if self._future is None else str(self._future.key)
 
     def leave(self) -> None:
         """Let Dask release the actor, which was killed."""
         self.killed = True
-        self._future.release()
+        if self._future is not None:
+            self._future.release()
         self.release()
 
     # ---- in the event loop
 
-    def _create(self) -> None:
+    def _prepare(self, arg: TaskRef | ObjectRef[Any]) -> Any:
+        """Return what `_create` needs for an argument of the constructor."""
+        if type(arg) is ObjectRef:
+            return self.cluster.object(arg)
+        assert type(arg) is TaskRef
+        return self.cluster.places.get(arg, arg)
+
+    async def _create(self) -> None:
+        """Make the actor on a worker, and find the worker."""
         given: list[Any] = []
-        cluster = self.cluster
+        packets: list[agent.Packet] = []
+        for what in self._prepared:
+            if type(what) is TaskRef:
+                packets.append(await self._known(what))
+            elif isinstance(what, Place):
+                packets.append(("given", len(given), what.index))
+                given.append(what.future)
+            elif isinstance(what, tuple):
+                packets.append(what)
+            else:
+                packets.append(("given", len(given), 0))
+                given.append(what)
         key = f"{self.name}-{uuid4().hex}"
-        head = actor_host.ActorHead(
-            key,
-            self.name,
-            cluster.packet(self._payload, self._held, given),
-            [cluster.argument(arg, given) for arg in self._arguments],
-            self._restarts,
-            self._async,
-        )
-        self._future = cluster.client.submit(
+        head = actor_host.ActorHead(key, self.name, packets[0], packets[1:], self._restarts, self._async)
+        self._future = self.cluster.client.submit(
             actor_host.make,
             pickle.dumps(head, 5),
             *given,
@@ -158,11 +172,15 @@ class ClusterActor:
             actor=True,
             resources=self._resources or None,
         )
+        await self._find()
 
     async def _serve(self) -> None:
         """Send the calls in order, until the last handle was dropped and all calls are answered."""
         try:
-            await self._find()
+            try:
+                await self._create()
+            except Exception as error:
+                self._ended = error
             while (found := await self._calls.get()) is not None:
                 sent, call, arguments = found
                 del found
@@ -174,10 +192,11 @@ class ClusterActor:
             while self._in_flight:
                 await asyncio.wait(self._in_flight)
         finally:
-            self._future.release()
+            if self._future is not None:
+                self._future.release()
 
     async def _find(self) -> None:
-        """Wait until the actor is on a worker, and find the worker."""
+        """Wait until the actor is on a worker."""
         cluster, future = self.cluster, self._future
         await private_names.until_done(future)
         if future.status == "finished":
@@ -254,8 +273,7 @@ class ClusterActor:
             return
         self._restarts -= 1
         self._address = ""
-        self._create()
-        await self._find()
+        await self._create()
 
     def _died(self, task: str | None = None) -> WorkerDiedError:
         return WorkerDiedError(

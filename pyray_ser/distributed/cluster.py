@@ -324,11 +324,13 @@ class Cluster:
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
         """Settle references if the caller is a callback in the thread that does so; see `Source`."""
         if get_ident() != self._thread.ident:
+            if self.client.status == "closed":
+                # The program has closed its client, so no outcome can arrive.
+                for sent in list(self.pending.values()):
+                    self.arrived(sent, _lost(sent))
             return False
         while ref.outcome is None:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                break
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 arrived = self._arrived.get(timeout=left)
             except Empty:

@@ -407,6 +407,8 @@ class Owner(Client):
             self._kill_again()
             return
         self._end(ended)
+        # The actor will not be made again, so its arguments are not needed.
+        self._creation.job.held = None
         # Reap last: if an exception of the program interrupts this, the collector still sees the end of the process.
         forget(self._killers)
         self._killers.close()

@@ -121,6 +121,14 @@ def test_actors_have_the_semantics_of_one_node():
             assert (get(array) == np.arange(100_000)).all()
             one, two = counter.two.options(num_returns=2).remote()
             assert get(two) == 2 and get(summed.remote(one)) == float(np.arange(50_000.0).sum())
+            # References are arguments of the constructor, too: of tasks, of calls that are pending, and of objects.
+            others = [
+                Counter.remote(arg)
+                for arg in (made.remote(60_000), counter.add.remote(1, 0.5), counter.array.remote(60_000), pyray_ser.put(np.ones(9)))
+            ]
+            firsts = [get(other.all.remote())[0] for other in others]
+            assert firsts[1] == 56 and [len(one) for one in (firsts[0], firsts[2], firsts[3])] == [60_000, 60_000, 9]
+            del others, firsts
             # Errors
             assert isinstance(raises(KeyError, get, counter.fail.remote()), exceptions.TaskError)
             assert raises(KeyError, get, counter.add.remote(counter.fail.remote()))
@@ -138,7 +146,7 @@ def test_actors_have_the_semantics_of_one_node():
             time.sleep(0.5)
             pyray_ser.cancel(late)
             assert raises(ValueError, pyray_ser.cancel, slow, force=True)
-            assert raises(exceptions.TaskCancelledError, get, late) and get(slow) == 56
+            assert raises(exceptions.TaskCancelledError, get, late) and get(slow) == 57
             assert "late" not in [one for one in get(counter.all.remote()) if isinstance(one, str)]
             # An actor ends with its last handle, after its calls; results outlive it.
             [pid] = pids

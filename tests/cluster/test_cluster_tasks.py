@@ -138,6 +138,8 @@ def test_tasks_have_the_semantics_of_one_node():
             # A callback may wait for another result.
             follower.add_done_callback(lambda ref: seen.append(get(same.remote(get(ref) + 1))))
             until(lambda: seen == [8])
+            same.remote(9).add_done_callback(lambda ref: seen.append(pyray_ser.wait([same.remote(get(ref))], timeout=60)[0]))
+            until(lambda: len(seen) == 2 and get(seen[1]) == [9])
             assert same.remote(3).future().result(60) == 3
 
             async def waits():
@@ -173,13 +175,22 @@ def test_a_result_is_freed_with_its_last_reference():
             sleep.remote(0, "ran")
             until(lambda: starts("ran") == 1)
             # References that are still there, a running task and queued ones.
-            kept = [made.remote(100_000), summed.remote(made.remote(50_000)), *(sleep.remote(100) for _ in range(4))]
+            kept = [made.remote(100_000), summed.remote(made.remote(50_000))]
             pyray_ser.wait(kept, num_returns=2)
+            kept += [sleep.remote(1000) for _ in range(4)]
             pyray_ser.shutdown()
             assert "shutdown()" in str(raises(exceptions.WorkerDiedError, pyray_ser.get, kept[2]))
             everything_freed(client)
             # The client is the program's and goes on.
             assert client.submit(total, np.ones(3)).result() == 3
+            # If the program closes it, no call waits forever.
+            other = Client(cluster, set_as_default=False)
+            pyray_ser.init(address=other)
+            running = sleep.remote(100)
+            other.close()
+            assert raises(exceptions.ObjectLostError, pyray_ser.get, running, timeout=60)
+            pyray_ser.shutdown()
+            everything_freed(client)
     """)
 
 
