@@ -259,10 +259,12 @@ def test_actors_of_a_killed_driver_end():
         with local(1) as cluster, Client(cluster) as client:
             words = [sys.executable, "-P", "-c", program, cluster.scheduler_address]
             driver = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-            pid = int(driver.stdout.readline())
-            assert alive(pid) and list(client.run(stats).values())[0]["objects"] >= 3
-            driver.kill()
-            driver.wait()
+            try:
+                pid = int(driver.stdout.readline())
+                assert alive(pid) and list(client.run(stats).values())[0]["objects"] >= 3
+            finally:
+                driver.kill()
+                driver.wait()
             until(lambda: not alive(pid), 60)
             everything_freed(client, 60)
     """)

@@ -397,16 +397,18 @@ def test_nothing_is_left_of_a_killed_driver():
         import subprocess
 
         def running(dask_worker):
-            return len(dask_worker.plugins["pyray_ser-tasks"].agent._running)
+            return len(dask_worker.plugins["pyray_ser-tasks"].agent.running)
 
         with local(2) as cluster, Client(cluster) as client:
             addresses(client, 2)
             words = [sys.executable, "-P", "-c", program, cluster.scheduler_address]
             driver = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-            assert driver.stdout.readline() == "50000.0\\n"
-            until(lambda: list(client.run(running).values()) == [1, 1])
-            driver.kill()
-            driver.wait()
+            try:
+                assert driver.stdout.readline() == "50000.0\\n"
+                until(lambda: list(client.run(running).values()) == [1, 1])
+            finally:
+                driver.kill()
+                driver.wait()
             # Its objects are freed, and the tasks that were running are ended.
             everything_freed(client, 60)
             until(lambda: list(client.run(running).values()) == [0, 0])
