@@ -253,7 +253,7 @@ def test_resources_place_tasks():
         assert "init(address=" in str(error)
         assert "resources must be" in str(raises(ValueError, same.options, resources={"GPU": "one"}))
         workers = {i: {"cls": Nanny, "options": {"nthreads": 1, "resources": {"GPU": 1} if i else {}}} for i in range(3)}
-        scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": None}}
+        scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": ":0"}}
         pyray_ser.shutdown()
 
         @pyray_ser.remote(resources={"GPU": 1})
