@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, SupportsIndex
 
+    import distributed
     import numpy
     from numpy.typing import DTypeLike, NDArray
 
@@ -59,6 +60,7 @@ def init(
     liveness: str = "auto",
     num_workers: int | None = None,
     start_method: str | None = None,
+    address: str | distributed.Client | None = None,
 ) -> _core.Store:
     """
     Open the store of this process.
@@ -103,6 +105,9 @@ def init(
         are needed.
     start_method : {"fork", "spawn", "forkserver"}, optional
         The method for starting workers and actors; the default is that of multiprocessing.
+    address : str or distributed.Client, optional
+        Address of a Dask scheduler, such as ``"tcp://host:8786"``, or a client of the cluster. Tasks and actors then run
+        on the workers of the cluster, and `name` defaults to the store that its workers use. `shutdown` leaves the cluster.
 
     Returns
     -------
@@ -126,6 +131,11 @@ def init(
     """
     from .store.options import check
 
+    if address is not None and (num_workers is not None or start_method is not None):
+        raise ValueError(
+            "num_workers and start_method are options of one node, and address is that of a cluster: give one or the other; "
+            "hint: a Dask worker runs as many tasks as it has threads"
+        )
     options = check(
         capacity=capacity,
         spill_dir=spill_dir,
@@ -141,6 +151,10 @@ def init(
         from .tasks.settings import set_pool
 
         set_pool(num_workers, start_method)
+    if address is not None:
+        from .distributed.cluster import connect
+
+        return connect(address, name, options)
     return _stores.open_store(name, **options)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .._core import ObjectRef
 
-__all__ = ["Copy", "broadcast", "copy_name", "locations", "prefetch"]
+__all__ = ["Copy", "broadcast", "claim_of", "copy_name", "copy_of_claim", "locations", "prefetch", "token_of_store"]
 
 
 def copy_name(ref: ObjectRef[Any]) -> str:
@@ -26,10 +26,18 @@ def copy_name(ref: ObjectRef[Any]) -> str:
 
 def copy_here(ref: ObjectRef[Any]) -> ObjectRef[Any] | None:
     """Return a reference to the complete copy of a foreign object in the store of this host, or None."""
+    claim = claim_of(ref)
+    return None if claim is None else copy_of_claim(claim)
+
+
+def claim_of(ref: ObjectRef[Any]) -> ObjectRef[Any] | None:
+    """Return the reference of the named object that keeps the copy of a foreign object on this host, or None."""
     store = _core.default()
-    claim = None if store is None else _core.find_name(store, copy_name(ref))
-    if claim is None:
-        return None
+    return None if store is None else _core.find_name(store, copy_name(ref))
+
+
+def copy_of_claim(claim: ObjectRef[Any]) -> ObjectRef[Any] | None:
+    """Return a reference to the copy that a named object keeps, or None if the copy is not complete."""
     copy: ObjectRef[Any] = _core.get(claim, timeout=0)[0]
     return copy if copy.state == "sealed" else None
 
@@ -90,7 +98,7 @@ async def _hosts(client: Any) -> dict[str, list[str]]:
     # A worker reports its store with the first heartbeat after the plugin has started.
     unknown = [address for address, store in known.items() if store is None]
     if unknown:
-        known |= await client.run(_token, workers=unknown, on_error="ignore")
+        known |= await client.run(token_of_store, workers=unknown, on_error="ignore")
     groups: dict[str, list[str]] = {}
     for address in sorted(known):
         store = known[address]
@@ -99,7 +107,7 @@ async def _hosts(client: Any) -> dict[str, list[str]]:
     return groups
 
 
-def _token() -> str | None:
+def token_of_store() -> str | None:
     """Return the identity of the store of this worker."""
     store = _core.default()
     return None if store is None else f"{store.id:016x}"

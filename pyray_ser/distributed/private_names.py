@@ -23,6 +23,7 @@ __all__ = [
     "current_client",
     "current_worker",
     "get_data_with",
+    "loop_of",
     "peer_info",
     "problems",
     "receive_bytes",
@@ -33,6 +34,8 @@ __all__ = [
     "set_comm_classes",
     "store_bytes",
     "success",
+    "thread_count",
+    "until_done",
     "version",
 ]
 
@@ -51,6 +54,8 @@ SIGNATURES = {
 # Classes and the attributes that this package reads or sets.
 ATTRIBUTES = {
     "distributed.client:Client": "loop sync",
+    "distributed.client:Future": "_state",
+    "distributed.client:FutureState": "wait",
     "distributed.comm.tcp:TCP": "stream",
     "distributed.comm.tcp:TCPConnector": "comm_class",
     "distributed.comm.tcp:TCPListener": "comm_class",
@@ -60,6 +65,7 @@ ATTRIBUTES = {
     "distributed.scheduler:Scheduler": "identity",
     "distributed.scheduler:WorkerState": "metrics",
     "distributed.worker:Worker": "data metrics",
+    "distributed.worker_state_machine:WorkerState": "nthreads",
     "distributed.worker_state_machine:TaskState": "nbytes",
 }
 
@@ -256,6 +262,18 @@ def run_in(client: Any, function: Callable[..., Awaitable[Any]], *args: Any) -> 
     return client.sync(function, *args)
 
 
+async def until_done(future: Any) -> None:
+    """Wait, in the loop of the client, until a future is finished, cancelled or has an error."""
+    while future.status in ("pending", "lost"):
+        await future._state.wait()
+
+
+def loop_of(client: Any) -> asyncio.AbstractEventLoop:
+    """Return the event loop of a client."""
+    loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop
+    return loop
+
+
 # ---- values and messages of a worker ----------------------------------------------------------------------------------
 
 
@@ -297,6 +315,11 @@ def store_bytes(worker: Any, key: Any) -> int:
     """Return the size of a worker's result in bytes, or 0 if it is unknown."""
     task = worker.state.tasks.get(key)
     return (task.nbytes or 0) if task is not None else 0
+
+
+def thread_count(worker: Any) -> int:
+    """Return how many tasks a worker runs at the same time."""
+    return int(worker.state.nthreads)
 
 
 def success(address: str, total_nbytes: int, data: dict[Any, Any]) -> Any:

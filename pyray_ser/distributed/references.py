@@ -20,13 +20,13 @@ from .. import _core, _log, api
 from ..exceptions import NameExistsError, ObjectFreedError, ObjectLostError, PyraySerError
 from ..store import foreign
 from . import handshake, private_names
-from .copies import copy_here, copy_name
+from .copies import claim_of, copy_here, copy_name
 
 if TYPE_CHECKING:
     from .._core import ObjectRef
     from .sharing import Sharing
 
-__all__ = ["OBJECT", "References"]
+__all__ = ["OBJECT", "Receiver", "References"]
 
 # The name of the request.
 OBJECT = "pyray_ser_object"
@@ -39,19 +39,17 @@ _WORKERS = 3
 _PROBES = 64
 
 
-class References:
+class Receiver:
     """
-    The part of one worker that finds objects of other hosts, and sends objects to other hosts.
+    The part of a worker or client that gets objects of other hosts.
 
     Parameters
     ----------
-    sharing : Sharing
-        The hooks of the worker.
+    node : distributed.Worker or distributed.Client
     """
 
-    def __init__(self, sharing: Sharing) -> None:
-        self.sharing = sharing
-        self.worker = sharing.worker
+    def __init__(self, node: Any) -> None:
+        self.node = node
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._previous: Any = None
@@ -62,60 +60,16 @@ class References:
         # The identity of an object -> the worker that has a copy and should send it.
         self._sources: dict[bytes, str] = {}
 
-    def begin(self) -> None:
-        """Answer the requests of other hosts, and resolve references to objects of other hosts."""
+    def receive(self) -> None:
+        """Resolve references to objects of other hosts. Call this in the event loop of the worker or client."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self.worker.handlers[OBJECT] = self.serve
-        private_names.report(self.worker, handshake.FIELD, self.sharing.token)
         self._previous = foreign.set_resolver(self.resolve)
 
-    def end(self) -> None:
-        """Restore the worker."""
+    def stop_receiving(self) -> None:
+        """Restore the previous resolver."""
         foreign.set_resolver(self._previous)
-        private_names.report(self.worker, handshake.FIELD, None)
-        self.worker.handlers.pop(OBJECT, None)
         self._claims.clear()
-
-    # ---- the side that has the object ----------------------------------------------------------------------------------
-
-    async def serve(self, comm: Any, identity: bytes) -> Any:
-        """
-        Send the stored form of an object of this host, or of the copy that this host has.
-
-        Parameters
-        ----------
-        comm : distributed.comm.Comm
-        identity : bytes
-            ``ref.binary()``.
-        """
-        try:
-            ref = _core.ObjectRef.from_binary(identity)
-            if _core.is_foreign(ref):
-                copy = copy_here(ref)
-                if copy is None:
-                    # This worker has another store than the scheduler was told, or its copy is gone.
-                    return {"status": "elsewhere"}
-                ref = copy
-            views = foreign.export(ref, timeout=0)
-        except PyraySerError as error:
-            return {"status": "gone", "freed": isinstance(error, ObjectFreedError), "reason": str(error)}
-        arrived = False
-        try:
-            await comm.write({"status": "OK", "nbytes": sum(view.nbytes for view in views)})
-            if await comm.read() == "go":
-                for view in views:
-                    await private_names.send_bytes(comm, view)
-                arrived = await comm.read() == "OK"
-        except OSError as error:
-            # The peer is gone, or has the object from another worker of its host.
-            _log.debug("an object was not sent: %s", error)
-        finally:
-            if not arrived:
-                comm.abort()
-        return private_names.closed_reply()
-
-    # ---- the side that asks --------------------------------------------------------------------------------------------
 
     def resolve(self, ref: ObjectRef[Any]) -> ObjectRef[Any] | None:
         """
@@ -134,7 +88,7 @@ class References:
         Raises
         ------
         RuntimeError
-            In the event loop of the worker, which must not wait.
+            In the event loop of the worker or client, which must not wait.
         ObjectFreedError
             If the object was freed.
         ObjectLostError
@@ -142,19 +96,19 @@ class References:
         """
         if threading.get_ident() == self._thread:
             raise RuntimeError(
-                "the object is on another host, and get() would stop this worker's event loop: use `await ref`"
+                "the object is on another host, and get() would stop the event loop of Dask: use `await ref`"
             )
         assert self._loop is not None
         name = copy_name(ref)
         for attempt in range(_TRIES):
             # After a failure, do not look up the name: only a new `put` shows whether the name has ended.
-            claim = None if attempt else _find(name)
+            claim = None if attempt else claim_of(ref)
             if claim is None:
                 fetching = asyncio.run_coroutine_threadsafe(self._fetch(ref, name), self._loop)
                 try:
                     claim = fetching.result()
                 except NameExistsError:
-                    claim = _find(name)
+                    claim = claim_of(ref)
                 else:
                     if claim is None:
                         return None
@@ -216,7 +170,7 @@ class References:
 
     async def _workers_of(self, token: str, fresh: bool) -> list[str]:
         if fresh or token not in self._stores.values():
-            found = await private_names.reports(self.worker, handshake.FIELD)
+            found = await private_names.reports(self.node, handshake.FIELD)
             self._stores = {address: store or self._stores.get(address) for address, store in found.items()}
             unknown = [address for address, store in self._stores.items() if store is None]
             for address in unknown[:_PROBES] if token not in self._stores.values() else ():
@@ -225,10 +179,10 @@ class References:
 
     async def _probe(self, address: str) -> str:
         try:
-            comm = await self.worker.rpc.connect(address)
+            comm = await self.node.rpc.connect(address)
         except OSError:
             return ""
-        self.worker.rpc.reuse(address, comm)
+        self.node.rpc.reuse(address, comm)
         return str(private_names.peer_info(comm).get(handshake.FIELD, ""))
 
     async def _receive(self, address: str, ref: ObjectRef[Any], name: str) -> ObjectRef[Any] | None:
@@ -236,7 +190,7 @@ class References:
         from dask.utils import parse_timedelta
 
         limit = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
-        comm = await self.worker.rpc.connect(address, timeout=limit / _WORKERS)
+        comm = await self.node.rpc.connect(address, timeout=limit / _WORKERS)
         try:
             # Wait for a limited time, because the other worker may be stopped.
             async with asyncio.timeout(limit):
@@ -268,10 +222,67 @@ class References:
             comm.abort()
             raise
         finally:
-            self.worker.rpc.reuse(address, comm)
+            self.node.rpc.reuse(address, comm)
 
 
-def _find(name: str) -> ObjectRef[Any] | None:
-    """Return the reference of the named object that keeps a copy, or None."""
-    store = _core.default()
-    return None if store is None else _core.find_name(store, name)
+class References(Receiver):
+    """
+    The part of one worker that gets objects of other hosts, and sends objects to other hosts.
+
+    Parameters
+    ----------
+    sharing : Sharing
+        The hooks of the worker.
+    """
+
+    def __init__(self, sharing: Sharing) -> None:
+        super().__init__(sharing.worker)
+        self.sharing = sharing
+
+    def begin(self) -> None:
+        """Answer the requests of other hosts, and resolve references to objects of other hosts."""
+        self.node.handlers[OBJECT] = self.serve
+        private_names.report(self.node, handshake.FIELD, self.sharing.token)
+        self.receive()
+
+    def end(self) -> None:
+        """Restore the worker."""
+        self.stop_receiving()
+        private_names.report(self.node, handshake.FIELD, None)
+        self.node.handlers.pop(OBJECT, None)
+
+    async def serve(self, comm: Any, identity: bytes) -> Any:
+        """
+        Send the stored form of an object of this host, or of the copy that this host has.
+
+        Parameters
+        ----------
+        comm : distributed.comm.Comm
+        identity : bytes
+            ``ref.binary()``.
+        """
+        try:
+            ref = _core.ObjectRef.from_binary(identity)
+            if _core.is_foreign(ref):
+                copy = copy_here(ref)
+                if copy is None:
+                    # This worker has another store than the scheduler was told, or its copy is gone.
+                    return {"status": "elsewhere"}
+                ref = copy
+            views = foreign.export(ref, timeout=0)
+        except PyraySerError as error:
+            return {"status": "gone", "freed": isinstance(error, ObjectFreedError), "reason": str(error)}
+        arrived = False
+        try:
+            await comm.write({"status": "OK", "nbytes": sum(view.nbytes for view in views)})
+            if await comm.read() == "go":
+                for view in views:
+                    await private_names.send_bytes(comm, view)
+                arrived = await comm.read() == "OK"
+        except OSError as error:
+            # The peer is gone, or has the object from another worker of its host.
+            _log.debug("an object was not sent: %s", error)
+        finally:
+            if not arrived:
+                comm.abort()
+        return private_names.closed_reply()

@@ -21,12 +21,15 @@ class Settings(NamedTuple):
         Capacity of each host's store (``pyray-ser.capacity``); the default is that of `pyray_ser.init`.
     store : str or None
         Name of the store (``pyray-ser.store``); the default is made from the scheduler's identity.
+    start_method : str
+        How workers start the processes that run tasks (``pyray-ser.start-method``).
     """
 
     share: int
     pull: int
     capacity: str | None
     store: str | None
+    start_method: str
 
 
 def read() -> Settings:
@@ -40,4 +43,5 @@ def read() -> Settings:
         pull=parse_bytes(dask.config.get("pyray-ser.pull", "16 MiB")),
         capacity=None if capacity is None else str(capacity),
         store=dask.config.get("pyray-ser.store", None),
+        start_method=dask.config.get("pyray-ser.start-method", "forkserver"),
     )

@@ -21,11 +21,11 @@ from .. import _log
 from .._calls import Descriptor, take_first
 from .._core import fork_count
 from ..exceptions import ObjectLostError, SerializationError, TaskCancelledError, WorkerDiedError
-from . import protocol, settings, signatures
+from . import engine, in_order, protocol, settings, signatures
 from .call import Call, after, argument_error, make, stop
 from .channel import Channel, Job, Peer, fail, waits_for_itself
 from .collector import collector, forget
-from .function import Tests, _count, check_options, mapped
+from .function import Tests, _amounts, _count, check_options, mapped
 from .listener import KILLED, listen, word_is_left
 from .process import Process, new_address
 from .process import kill as end_process
@@ -36,6 +36,7 @@ __all__ = ["ActorClass", "ActorHandle", "kill"]
 _OPTIONS: Tests = {
     "max_restarts": (lambda value: _count(value) and value >= -1, "an int >= -1 (without limit)"),
     "name": (lambda value: isinstance(value, str), "a str"),
+    "resources": (lambda value: _amounts(value), "a dict of str to numbers > 0"),
 }
 # Owners that are starting their process again.
 _restarting: dict[Owner, None] = {}
@@ -57,6 +58,8 @@ class ActorClass:
     ``max_restarts``
         How many times the process is restarted with the same arguments if it dies; the default is 0, and -1 means no
         limit. The call that the dead process was running fails; later calls run in the new process.
+    ``resources``
+        What making the actor needs on its worker, as a dict of names and amounts; only on a cluster.
     ``name``
         The name in errors and in the list of processes.
     """
@@ -107,7 +110,22 @@ class ActorClass:
             for _, value in inspect.getmembers(self._class, callable)
         )
         name = self._options.get("name") or self._class.__qualname__
-        client = Owner(name, self._class, args, kwargs, self._options.get("max_restarts", 0), is_async)
+        cluster = engine.cluster()
+        if cluster is not None:
+            there = cluster.make_actor(self._class, name, args, kwargs, self._options, is_async)
+            return ActorHandle(Grip(there), name, methods)
+        if self._options.get("resources"):
+            raise ValueError(
+                f"resources of {name} need a cluster, because the workers of one node are equal; hint: "
+                "init(address='tcp://...')"
+            )
+        client = Owner(
+            name,
+            self._class,
+            lambda owner: make(f"{name}.__init__", self._class, args, kwargs, False, owner, protocol.CREATE),
+            self._options.get("max_restarts", 0),
+            is_async,
+        )
         return ActorHandle(Grip(client), name, methods)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -122,7 +140,7 @@ class Grip:
 
     __slots__ = ("__weakref__", "client")
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Any) -> None:
         self.client = client
 
     def __del__(self, is_finalizing: Callable[[], bool] = is_finalizing) -> None:
@@ -143,6 +161,9 @@ class Client:
     # The address of the actor for other processes, and its process.
     address: str
     pid: int
+    spans_hosts = False
+    # Whether the actor takes several calls in one message.
+    takes_chunks = True
     # The class of the actor, if this process made the actor.
     cls: type | None = None
 
@@ -185,6 +206,13 @@ class Client:
         self._released = True
         if not self._waiting:
             self.channel.close()
+
+    def call(self, name: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], several: bool | int) -> Any:
+        """Call a method; return what ``.remote`` returns."""
+        call = make(name, method, args, kwargs, several, self)
+        result = call.hand_over()
+        self.submit(call)
+        return result
 
     def submit(self, call: Call) -> None:
         """Send a call after all earlier calls."""
@@ -382,9 +410,8 @@ class Owner(Client):
     def __init__(
         self,
         name: str,
-        cls: type,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        cls: type | None,
+        creation: Callable[[Owner], Call],
         max_restarts: int,
         is_async: bool,
     ) -> None:
@@ -392,7 +419,7 @@ class Owner(Client):
         self.cls = cls
         self._restarts = max_restarts
         self._async = is_async
-        call = make(f"{name}.__init__", cls, args, kwargs, False, self, protocol.CREATE)
+        call = creation(self)
         self._creation = call
         self.address = new_address()
         # The socket stays open across restarts, so processes that connect during a restart wait in its backlog.
@@ -438,6 +465,8 @@ class Owner(Client):
             del _restarting[self]
         if not restarted:
             self._end(ended)
+            # The actor will not be made again, so its arguments are not needed.
+            self._creation.job.held = None
         process.reap()
 
     def _restart(self, ended: WorkerDiedError) -> bool:
@@ -496,7 +525,7 @@ class ActorHandle:
 
     # Store the client in the instance's `__dict__`, because attribute access on a handle returns methods.
     _grip: Grip
-    _client: Client
+    _client: Any
     _name: str
     _methods: dict[str, bool]
 
@@ -566,10 +595,7 @@ class ActorMethod:
         client = self._handle._client
         client.check_process()
         client.check_arguments(self._method, args, kwargs)
-        call = make(self._name, self._method, args, kwargs, self._several, client)
-        result = call.hand_over()
-        client.submit(call)
-        return result
+        return client.call(self._name, self._method, args, kwargs, self._several)
 
     def map(
         self,
@@ -590,7 +616,8 @@ class ActorMethod:
         iterable, *iterables : iterable
             One for each argument. The shortest ends the iteration. Items that are references are replaced by their values.
         chunksize : int
-            The number of items that are sent to the actor together. Larger values are faster for short calls. If the
+            The number of items that are sent to the actor together. Larger values are faster for short calls; on a
+            cluster items are always sent one by one. If the
             method is a coroutine function, the calls of a chunk run concurrently.
         in_flight : int, optional
             Maximum number of chunks whose results were not taken; the default is 16.
@@ -613,6 +640,9 @@ class ActorMethod:
         >>> list(Scaler.remote(10).scale.map(range(4), chunksize=2))
         [0, 10, 20, 30]
         """
+        in_order.check_count("chunksize", chunksize)
+        if not self._handle._client.takes_chunks:
+            chunksize = 1
         return mapped(
             self._name,
             self.remote,

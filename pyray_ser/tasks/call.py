@@ -14,7 +14,7 @@ from .errors import Failure, describe
 from .refs import Outcome, Repeatable, Source, TaskRef
 from .streams import Items, Parts, ResultStream
 
-__all__ = ["Call", "after", "make", "stop"]
+__all__ = ["Call", "after", "encode", "forwarded", "make", "stop"]
 
 
 class Call:
@@ -129,13 +129,46 @@ def make(
     if any(type(arg) is TaskRef for arg in args) or any(type(arg) is TaskRef for arg in kwargs.values()):
         args = tuple(written(arg) for arg in args)
         kwargs = {key: written(arg) for key, arg in kwargs.items()}
-    call: tuple[Any, ...] = (which, args, kwargs)
-    if kind != protocol.CREATE:
-        call += (width if kind == protocol.EACH else several,)
+    payload, held = encode(name, which, args, kwargs, width if kind == protocol.EACH else several, kind)
+    return forwarded(name, payload, held, pending, several, source, kind)
+
+
+def encode(
+    name: str, which: int | str | type, args: tuple[Any, ...], kwargs: dict[str, Any], several: bool | int, kind: int
+) -> tuple[bytes, ObjectRef[Any] | None]:
+    """Return the payload of a call and the object that it names; see `make` and `protocol.encode`."""
+    call: tuple[Any, ...] = (which, args, kwargs) if kind == protocol.CREATE else (which, args, kwargs, several)
     try:
-        payload, held = protocol.encode(call)
+        return protocol.encode(call)
     except SerializationError as error:
         raise argument_error(name, args, kwargs, error) from error.__cause__
+
+
+def forwarded(
+    name: str,
+    payload: bytes,
+    held: object,
+    pending: list[TaskRef],
+    several: bool | int,
+    source: Source,
+    kind: int = protocol.CALL,
+) -> Call:
+    """
+    Make a call from its payload, which another process may have encoded.
+
+    Parameters
+    ----------
+    name : str
+    payload : bytes
+        See `encode`.
+    held : object
+        What must live until the worker has answered.
+    pending : list of TaskRef
+        The arguments for the placeholders in the payload.
+    several : bool or int
+    source : object
+    kind : int
+    """
     ref = TaskRef(name, source)
     n = number()
     job = Job(ref, protocol.write(kind, n, payload), n, held)

@@ -291,11 +291,17 @@ class Channel:
 
     def _refuse(self) -> None:
         self.calls.refuse()
-        _channels.discard(self)
+        self._let_go()
         reader = self._collected
         if reader is not None:
             # The collector does not see the end of a pipe that another thread has closed.
             reader.look_at(self)
+
+    def _let_go(self) -> None:
+        _channels.discard(self)
+        # This may be a method of the actor's owner, which refers to this channel. The cycle would keep the arguments of the
+        # actor's constructor alive until the next garbage collection.
+        self._on_death = None
 
     def fail_sent(self) -> None:
         """Fail the calls that were sent to a dead process; the others continue after `revive`."""
@@ -388,7 +394,7 @@ class Channel:
             self.collect_later()
         elif calls.reader == 0 and calls.close_if_idle():
             # Let the collector reap the process after its end.
-            _channels.discard(self)
+            self._let_go()
             collector().bury(self.process)
 
 

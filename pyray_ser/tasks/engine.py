@@ -1,20 +1,19 @@
 """The interface that every engine implements.
 
-`remote`, references, `get` and `wait` call the methods of `Engine` to run plain functions, and the methods of `Source`
-to receive the answer for a reference. The engine of this package is `pool.Pool`. A distributed engine implements the
-same methods and is installed with `use`. With any engine, actors are processes on this node.
+`remote`, references, `get` and `wait` call the methods of `Engine` to run functions, and the methods of `Source` to
+receive the answer for a reference. The engine of one node is `pool.Pool`; that of a Dask cluster is
+`pyray_ser.distributed.cluster.Cluster`. An engine is installed with `use`.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .refs import Source
 
 if TYPE_CHECKING:
-    from .call import Call
-    from .function import Function
+    from .function import RemoteFunction
     from .refs import TaskRef
 
 __all__ = ["Engine", "current", "use"]
@@ -23,8 +22,12 @@ __all__ = ["Engine", "current", "use"]
 class Engine(Source, Protocol):
     """An engine that runs tasks."""
 
-    def submit(self, function: Function, call: Call, max_retries: int) -> None:
-        """Run a call whose arguments are ready, immediately or later, and settle its reference whatever happens."""
+    def call(self, function: RemoteFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """
+        Call a function when its arguments are ready; return what ``.remote`` returns.
+
+        The engine settles the references whatever happens. The caller may change the arguments afterwards.
+        """
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
         """Prevent a task from running, or end it if `force` is true; return True if the task will have no result."""
@@ -55,6 +58,12 @@ def use(engine: Engine | None) -> Engine | None:
     if engine is not None:
         _used["engine"] = engine
     return before
+
+
+def cluster() -> Any:
+    """Return the engine of a cluster, which also makes actors, or None."""
+    engine = _used.get("engine")
+    return engine if engine is not None and engine.spans_hosts else None
 
 
 def started() -> bool:

@@ -350,12 +350,12 @@ def _run_each(fn: Callable[..., Any], calls: list[tuple[Any, ...]], kwargs: dict
 
 @cache
 def _call() -> Function:
-    return Function(_run_call)
+    return Function.of(_run_call)
 
 
 @cache
 def _call_each() -> Function:
-    return Function(_run_each)
+    return Function.of(_run_each)
 
 
 # ---- the end of the program ---------------------------------------------------------------------------------------------

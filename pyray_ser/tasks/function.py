@@ -9,9 +9,9 @@ from math import inf
 from sys import is_finalizing
 from typing import Any, NoReturn, TypeAlias
 
+from .._core import ObjectRef
 from ..exceptions import SerializationError
 from . import engine, in_order, protocol, settings, signatures
-from .call import after, make
 from .channel import number
 from .refs import TaskRef, get
 
@@ -19,21 +19,39 @@ __all__ = ["Function", "RemoteFunction"]
 
 
 class Function:
-    """A function as it is sent to workers: pickled once, at its first call, and loaded once by each worker."""
+    """
+    A function as it is sent to workers: pickled once, at its first call, and loaded once by each worker.
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.name = getattr(function, "__qualname__", None) or repr(function)
-        self.number = number()
+    Parameters
+    ----------
+    name : str
+    which : int
+        The number that calls use for the function.
+    payload : bytes
+        See `protocol.encode`.
+    held : ObjectRef or None
+        The object in the payload.
+    """
+
+    def __init__(self, name: str, which: int, payload: bytes, held: ObjectRef[Any] | None) -> None:
+        self.name = name
+        self.number = which
+        self.payload = payload
+        self.held = held
+        self.frame = protocol.write(protocol.FUNCTION, which, payload)
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Function:
+        """Pickle a function."""
+        name = getattr(function, "__qualname__", None) or repr(function)
         try:
-            payload, self.held = protocol.encode(function)
+            payload, held = protocol.encode(function)
         except SerializationError as error:
-            made = SerializationError(
-                f"the remote function {self.name}: {error}", path=error.path, failures=error.failures
-            )
+            made = SerializationError(f"the remote function {name}: {error}", path=error.path, failures=error.failures)
             for note in getattr(error, "__notes__", ()):
                 made.add_note(note)
             raise made from error.__cause__
-        self.frame = protocol.write(protocol.FUNCTION, self.number, payload)
+        return cls(name, number(), payload, held)
 
 
 # Name of an option -> the test of its value, and the description of valid values for the error message.
@@ -42,6 +60,7 @@ _OPTIONS: Tests = {
     "max_retries": (lambda value: _count(value) and value >= 0, "an int >= 0"),
     "name": (lambda value: isinstance(value, str), "a str"),
     "num_returns": (lambda value: _count(value) and value >= 1, "an int >= 1"),
+    "resources": (lambda value: _amounts(value), "a dict of str to numbers > 0"),
     "stream": (lambda value: isinstance(value, bool), "a bool"),
 }
 
@@ -50,13 +69,19 @@ def _count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _amounts(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(amount, (int, float)) and amount > 0 for name, amount in value.items()
+    )
+
+
 def check_options(given: dict[str, Any], known: Tests, what: str) -> dict[str, Any]:
     """Return the options, or raise an error for unknown or invalid ones."""
     for key, value in given.items():
         if key not in known:
             raise ValueError(
-                f"{what} has no option {key!r} (it has {', '.join(known)}); workers are equal and there is no scheduler "
-                "that could place them"
+                f"{what} has no option {key!r} (it has {', '.join(known)}); the workers of one node are equal, and on a "
+                "cluster Dask places tasks by their data and `resources`"
             )
         test, wanted = known[key]
         if not test(value):
@@ -77,6 +102,8 @@ class RemoteFunction:
         Return a `ResultStream`; the function must return an iterator. This is the default for generator functions.
     ``max_retries``
         How many times the function is run again if its worker dies; default 0.
+    ``resources``
+        What a task needs on its worker, as a dict of names and amounts; only on a cluster, see `init`.
     ``name``
         The name that is shown in errors.
     """
@@ -93,18 +120,19 @@ class RemoteFunction:
         # The function that calls this one for several items.
         self._chunks: RemoteFunction | None = None
         streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-        self._several: bool | int = options.get("num_returns", 1)
-        if options.get("stream", streams and self._several == 1):
-            if self._several != 1:
+        self.several: bool | int = options.get("num_returns", 1)
+        if options.get("stream", streams and self.several == 1):
+            if self.several != 1:
                 raise ValueError("stream and num_returns exclude each other")
-            self._several = True
-        elif self._several == 1:
-            self._several = False
-        self._name = options.get("name") or getattr(function, "__qualname__", None) or repr(function)
-        self._max_retries = options.get("max_retries", 0)
+            self.several = True
+        elif self.several == 1:
+            self.several = False
+        self.name = options.get("name") or getattr(function, "__qualname__", None) or repr(function)
+        self.max_retries = options.get("max_retries", 0)
+        self.resources: dict[str, float] = options.get("resources", {})
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError(f"a remote function is called by {self._name}.remote(...); here, use {self._name}.local(...)")
+        raise TypeError(f"a remote function is called by {self.name}.remote(...); here, use {self.name}.local(...)")
 
     @property
     def local(self) -> Callable[..., Any]:
@@ -115,7 +143,7 @@ class RemoteFunction:
         """Return the same function with other options."""
         made = RemoteFunction(self._function, {**self._options, **options})
         made._pickled = self._pickled
-        if self._signature is not None and self._name == made._name:
+        if self._signature is not None and self.name == made.name:
             made._use(self._signature)
         return made
 
@@ -128,7 +156,7 @@ class RemoteFunction:
         """Raise TypeError if arguments do not fit the signature of the function."""
         signature = self._signature
         if signature is None:
-            signature = self._use(signatures.of_callable(self._function, self._name))
+            signature = self._use(signatures.of_callable(self._function, self.name))
         signature.check(args, kwargs)
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
@@ -149,23 +177,28 @@ class RemoteFunction:
         if not ((given, *kwargs) in self._fitting if kwargs else self._least <= given <= self._most):
             self._check(args, kwargs)
         if is_finalizing():
-            raise RuntimeError(f"{self._name} cannot run: the interpreter is ending, and its workers have ended")
-        runs = engine.current()
+            raise RuntimeError(f"{self.name} cannot run: the interpreter is ending, and its workers have ended")
+        return engine.current().call(self, args, kwargs)
+
+    def pickled(self) -> Function:
+        """Return the pickled function."""
         function = self._pickled
         if function is None:
-            made = Function(self._function)
+            made = Function.of(self._function)
             # No lock is held here, because pickling runs user code, which may call this method. If two pickled
             # functions are made, one of them is discarded.
             function = self._pickled
             if function is None:
                 function = self._pickled = made
-        call = make(self._name, function.number, args, kwargs, self._several, runs)
-        result = call.hand_over()
-        if call.pending:
-            after(list(call.pending), lambda: runs.submit(function, call, self._max_retries))
-        else:
-            runs.submit(function, call, self._max_retries)
-        return result
+        return function
+
+    def check_options_of_node(self) -> None:
+        """Raise ValueError if an option needs a cluster."""
+        if self.resources:
+            raise ValueError(
+                f"resources of {self.name} need a cluster, because the workers of one node are equal; hint: "
+                "init(address='tcp://...')"
+            )
 
     def map(
         self,
@@ -209,11 +242,11 @@ class RemoteFunction:
         if in_flight is None:
             in_flight = 2 * settings.num_workers()
         return mapped(
-            self._name,
+            self.name,
             self.remote,
             self._begin_chunk,
             (iterable, *iterables),
-            several=self._several,
+            several=self.several,
             chunksize=chunksize,
             in_flight=in_flight,
             timeout=timeout,
@@ -226,8 +259,8 @@ class RemoteFunction:
         if chunks is None:
             from .worker import Each
 
-            options = {**self._options, "name": self._name}
-            chunks = self._chunks = RemoteFunction(Each(self._function, self._name), options)
+            options = {**self._options, "name": self.name}
+            chunks = self._chunks = RemoteFunction(Each(self._function, self.name), options)
         ref: TaskRef = chunks.remote(chunk)
         return ref
 
@@ -235,7 +268,7 @@ class RemoteFunction:
         return RemoteFunction, (self._function, self._options)
 
     def __repr__(self) -> str:
-        return f"<remote function {self._name}>"
+        return f"<remote function {self.name}>"
 
 
 def mapped(

@@ -36,6 +36,11 @@ def reduce(ref: TaskRef) -> tuple[Any, ...]:
     if ref.outcome is None and isinstance(source, _Promised):
         return load_pending, (ref.name, source.promise)
     if ref.outcome is None:
+        if source is not None and source.spans_hosts:
+            raise ValueError(
+                f"{ref!r} is not ready, and only a result that is ready can be inside another value on a cluster; hint: make "
+                "it a separate argument, or wait() for it first"
+            )
         return load_pending, (ref.name, _promises.get(ref))
     return load_settled, (ref.name, ref.outcome)
 
@@ -54,6 +59,8 @@ def load_pending(name: str, promise: Ref) -> TaskRef:
 
 class _Promised:
     """The source of a TaskRef that another process owns."""
+
+    spans_hosts = False
 
     def __init__(self, promise: Ref) -> None:
         self.promise = promise

@@ -11,15 +11,18 @@ from _thread import get_ident, start_new_thread
 from collections import deque
 from itertools import count
 from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 from .._calls import Job
 from ..exceptions import TaskCancelledError
 from . import protocol, settings
-from .call import Call, stop
+from .call import Call, after, make, stop
 from .channel import Channel, fail
-from .function import Function
 from .process import Initializer, Process
 from .refs import TaskRef
+
+if TYPE_CHECKING:
+    from .function import Function, RemoteFunction
 
 __all__ = ["Pool"]
 
@@ -58,6 +61,8 @@ class Pool:
         A function and its arguments, which each worker calls first.
     """
 
+    spans_hosts = False
+
     def __init__(
         self, size: int | None = None, method: str | None = None, initializer: Initializer | None = None
     ) -> None:
@@ -84,8 +89,21 @@ class Pool:
         self._finishing = False
         self._ended = False
 
+    def call(self, function: RemoteFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function when its arguments are ready; see `Engine`."""
+        function.check_options_of_node()
+        pickled = function.pickled()
+        call = make(function.name, pickled.number, args, kwargs, function.several, self)
+        result = call.hand_over()
+        max_retries = function.max_retries
+        if call.pending:
+            after(list(call.pending), lambda: self.submit(pickled, call, max_retries))
+        else:
+            self.submit(pickled, call, max_retries)
+        return result
+
     def submit(self, function: Function, call: Call, max_retries: int) -> None:
-        """Run a call once, even if this method is called repeatedly for the same call; see `Engine`."""
+        """Run a call once when its arguments are ready, even if this method is called repeatedly for the same call."""
         job = call.job
         if job.ref.outcome is not None:
             return

@@ -38,7 +38,16 @@ Outcome: TypeAlias = "bytes | ObjectRef[Any] | Failure | BaseException"
 
 
 class Source(Protocol):
-    """The object that receives the answer to a call."""
+    """
+    The object that receives the answer to a call.
+
+    Attributes
+    ----------
+    spans_hosts : bool
+        If true, calls run on other hosts, which cannot wait for promises in the store of this process.
+    """
+
+    spans_hosts: bool
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
         """Wait for the answer, at most until `deadline`; return False if the caller must sleep instead."""

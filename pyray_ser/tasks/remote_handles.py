@@ -38,6 +38,11 @@ _grips: dict[str, weakref.ref[Grip]] = {}
 def reduce(handle: ActorHandle) -> tuple[Any, ...]:
     """Reduce a handle."""
     client = handle._client
+    if client.spans_hosts:
+        raise TypeError(
+            f"the handle of actor {handle._name} cannot be sent, because the actor runs on a cluster; hint: send the results "
+            "of its methods"
+        )
     token = secrets.randbits(63)
     client.channel.send(protocol.write(protocol.EXPECT, token))
     _grips[client.address] = weakref.ref(handle._grip)

@@ -51,13 +51,21 @@ def start_method() -> str | None:
 
 def passed_on(share: int) -> dict[str, Any]:
     """Return the settings for a worker that may itself start `share` processes."""
-    return {"num_workers": share, "start_method": start_method()}
+    return {"num_workers": share, "start_method": start_method(), "set_up": _settings.get("set_up")}
 
 
 def inherit(settings: dict[str, Any]) -> None:
     """Apply the owner's settings in a new worker."""
     _settings.clear()
     _settings.update(settings)
+
+
+def set_up() -> None:
+    """Call the function with which the owner wants to prepare each worker, if any."""
+    found = _settings.get("set_up")
+    if found is not None:
+        function, arguments = found
+        function(*arguments)
 
 
 def reset() -> None:

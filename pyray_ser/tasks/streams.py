@@ -279,11 +279,13 @@ class Parts:
         self.refs = [TaskRef(f"{ref.name}[{i}]", source) for i in range(count)]
         for part in self.refs:
             part.job = job
-        self._job = job
+        self._job: Job | None = job
 
     def notice(self) -> None:
         """Settle the references whose outcome has arrived. The call may be repeated."""
         job = self._job
+        if job is None:
+            return
         outcomes = list(job.items or ())
         for part, outcome in zip(self.refs, outcomes, strict=False):
             part.settle(outcome)
@@ -291,3 +293,6 @@ class Parts:
             # An error settles all remaining references.
             for part in self.refs[len(outcomes) :]:
                 part.settle(outcomes[-1])
+        if job.ended:
+            # Job and parts refer to each other. This cycle would keep the results alive until the next garbage collection.
+            self._job = None

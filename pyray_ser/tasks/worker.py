@@ -58,6 +58,7 @@ def main(
     own.inherit(settings)
     process.let_go_of_inherited()
     finalizing.forget_inherited()
+    own.set_up()
     connection = Connection(ends[0].detach())
     with suppress(OSError):  # the owner has ended, which the server will notice
         connection.send_bytes(protocol.write(protocol.READY, 0))

@@ -1,0 +1,317 @@
+"""Actors on a Dask cluster: the part of the client.
+
+Dask chooses a worker for an actor as for a task. The agent of this worker then owns the actor's process. Calls go through
+the scheduler to this agent as messages, not as Dask tasks, because a call must not wait for a free thread of the worker.
+They have numbers, so that the agent can restore the order in which they were made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from .. import _log
+from .._core import ObjectRef, fork_count
+from ..exceptions import ObjectLostError, TaskCancelledError, WorkerDiedError
+from ..tasks import protocol, signatures
+from ..tasks.call import encode
+from ..tasks.refs import TaskRef
+from . import actor_host, agent, private_names
+from .results import Part, Results, part_of
+from .sent import Place, Sent
+
+if TYPE_CHECKING:
+    from ..tasks.refs import Outcome
+    from .cluster import Cluster
+
+__all__ = ["ClusterActor"]
+
+
+class ClusterActor:
+    """
+    The client of an actor on a cluster; see `pyray_ser.tasks.actor.Client`.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    cls : type
+    name : str
+    args, kwargs : tuple, dict
+    max_restarts : int
+    resources : dict
+    is_async : bool
+    """
+
+    spans_hosts = True
+    takes_chunks = False
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        cls: type,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        max_restarts: int,
+        resources: dict[str, float],
+        is_async: bool,
+    ) -> None:
+        self.cluster = cluster
+        self.cls = cls
+        self.name = name
+        self.killed = False
+        self._restarts = max_restarts
+        self._resources = resources
+        self._async = is_async
+        self._forks = fork_count()
+        self._signatures: dict[str, signatures.Signature] = {}
+        args, kwargs, self._arguments = cluster.extract(args, kwargs)
+        payload, self._held = encode(f"{name}.__init__", cls, args, kwargs, False, protocol.CREATE)
+        # Sending an object to a worker waits, which the event loop must not.
+        self._prepared = [cluster.packet_or_future(payload, self._held), *map(self._prepare, self._arguments)]
+        # The actor as Dask knows it, the worker that has it, and the number of the next call there.
+        self._future: Any = None
+        self._address = ""
+        self._number = 0
+        # Why later calls fail.
+        self._ended: BaseException | None = None
+        # Whether a call to the worker of the actor failed.
+        self._is_lost = False
+        # Calls in the order in which they were made; None after the last handle was dropped.
+        self._calls: asyncio.Queue[tuple[Sent, agent.Packet | Any, list[Any]] | None] = asyncio.Queue()
+        self._in_flight: set[asyncio.Task[None]] = set()
+        cluster.start(self._serve())
+
+    def check_process(self) -> None:
+        """Raise if the handle was made before this process was forked."""
+        if self._forks != fork_count():
+            raise ObjectLostError(
+                f"the handle of actor {self.name} belongs to the parent of this process, which was forked since",
+                ref=f"<actor {self.name}>",
+            )
+
+    def check_arguments(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise TypeError if arguments do not fit the signature of a method."""
+        signature = self._signatures.get(method)
+        if signature is None:
+            signature = signatures.of_method(self.cls, method, f"{self.name}.{method}")
+            self._signatures[method] = signature
+        signature.check(args, kwargs)
+
+    def call(self, name: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], several: bool | int) -> Any:
+        """Call a method after all earlier calls; return what ``.remote`` returns."""
+        cluster = self.cluster
+        cluster.check_running()
+        if several is True:
+            raise TypeError(f"{name} returns a stream, which a cluster does not support; hint: return a list")
+        args, kwargs, arguments = cluster.extract(args, kwargs)
+        payload, held = encode(name, method, args, kwargs, several, protocol.CALL)
+        sent = cluster.expect(name, several, self)
+        sent.keeps += [held, *arguments]
+        # Sending an object to a worker waits, which the event loop must not.
+        call = cluster.packet_or_future(payload, held)
+        ready = [cluster.object(arg) if type(arg) is ObjectRef else arg for arg in arguments]
+        cluster.loop.call_soon_threadsafe(self._calls.put_nowait, (sent, call, ready))
+        return sent.result()
+
+    def release(self) -> None:
+        """End the actor after the calls made so far. This method never blocks, because a destructor calls it."""
+        if not self.cluster.loop.is_closed():
+            self.cluster.loop.call_soon_threadsafe(self._calls.put_nowait, None)
+
+    def kill(self) -> None:
+        """End the actor immediately, without a restart."""
+        self.killed = True
+        if self._address:
+            key = self._future.key
+            self.cluster.client.run(actor_host.kill, key, workers=[self._address], on_error="ignore")
+
+    @property
+    def key(self) -> str:
+        """str : The key under which Dask has the actor."""
+        return "" if self._future is None else str(self._future.key)
+
+    def leave(self) -> None:
+        """Let Dask release the actor, which was killed."""
+        self.killed = True
+        if self._future is not None:
+            self._future.release()
+        self.release()
+
+    # ---- in the event loop
+
+    def _prepare(self, arg: TaskRef | ObjectRef[Any]) -> Any:
+        """Return what `_create` needs for an argument of the constructor."""
+        if type(arg) is ObjectRef:
+            return self.cluster.object(arg)
+        assert type(arg) is TaskRef
+        return self.cluster.places.get(arg, arg)
+
+    async def _create(self) -> None:
+        """Make the actor on a worker, and find the worker."""
+        given: list[Any] = []
+        packets: list[agent.Packet] = []
+        for what in self._prepared:
+            if type(what) is TaskRef:
+                packets.append(await self._known(what))
+            elif isinstance(what, Place):
+                packets.append(("given", len(given), what.index))
+                given.append(what.future)
+            elif isinstance(what, tuple):
+                packets.append(what)
+            else:
+                packets.append(("given", len(given), 0))
+                given.append(what)
+        key = f"{self.name}-{uuid4().hex}"
+        head = actor_host.ActorHead(key, self.name, packets[0], packets[1:], self._restarts, self._async)
+        self._future = self.cluster.client.submit(
+            actor_host.make,
+            pickle.dumps(head, 5),
+            *given,
+            key=key,
+            pure=False,
+            actor=True,
+            resources=self._resources or None,
+        )
+        await self._find()
+
+    async def _serve(self) -> None:
+        """Send the calls in order, until the last handle was dropped and all calls are answered."""
+        try:
+            try:
+                await self._create()
+            except Exception as error:
+                self._ended = error
+            while (found := await self._calls.get()) is not None:
+                sent, call, arguments = found
+                del found
+                try:
+                    await self._send(sent, call, arguments)
+                except Exception as error:
+                    self.cluster.arrived(sent, error)
+                del sent, call, arguments
+            while self._in_flight:
+                await asyncio.wait(self._in_flight)
+        finally:
+            if self._future is not None:
+                self._future.release()
+
+    async def _find(self) -> None:
+        """Wait until the actor is on a worker."""
+        cluster, future = self.cluster, self._future
+        await private_names.until_done(future)
+        if future.status == "finished":
+            found = await cluster.client.who_has([future])
+            addresses = found.get(future.key)
+            if addresses:
+                self._address = addresses[0]
+                self._number = 0
+                if self.killed:
+                    await cluster.client.run(actor_host.kill, future.key, workers=[self._address], on_error="ignore")
+                return
+            self._ended = self._died()
+        elif future.status == "error":
+            self._ended = await future.exception()
+        else:
+            self._ended = self._died()
+
+    async def _send(self, sent: Sent, call: Any, arguments: list[Any]) -> None:
+        packet = await self._known(call)
+        parts = [await self._known(one) for one in arguments]
+        if sent.key not in self.cluster.pending:
+            return  # cancelled
+        if self._ended is None and (self._is_lost or self._future.status != "finished"):
+            await self._restart()
+        if self._ended is not None:
+            raise self._ended
+        head = actor_host.CallHead(self._future.key, self._number, sent.key, sent.name, packet, parts, sent.several)
+        self._number += 1
+        task = asyncio.ensure_future(self._exchange(sent, pickle.dumps(head, 5), self._address))
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
+
+    async def _known(self, what: Any) -> agent.Packet:
+        """Return the packet of an argument when it is ready."""
+        if isinstance(what, tuple):
+            return what
+        if type(what) is TaskRef:
+            done = asyncio.Event()
+            loop = self.cluster.loop
+            what.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+            await done.wait()
+            outcome: Outcome | None = what.outcome
+            assert outcome is not None
+            return "part", part_of(outcome), 0
+        results: Results = await self.cluster.client.gather(what)
+        part: Part = results.parts[0]
+        return "part", part, 0
+
+    async def _exchange(self, sent: Sent, head: bytes, address: str) -> None:
+        client = self.cluster.client
+        sent.address = address
+        try:
+            answer = await client.run(actor_host.call, head, workers=[address])
+            results: Results = answer[address]
+        except Exception as error:
+            _log.debug("actor %s does not answer: %s", self.name, error)
+            # The scheduler may notice the death of the worker later.
+            self._is_lost = self._is_lost or address == self._address
+            self.cluster.arrived(sent, self._died(sent.name))
+            return
+        try:
+            if any(kind == "object" for kind, _, _ in results.parts):
+                # From now on, Dask keeps the result.
+                kept = await client.scatter({sent.key: results}, workers=[address], hash=False)
+                for i, ref in enumerate(sent.refs):
+                    self.cluster.places[ref] = Place(kept[sent.key], i, sent.key)
+        except Exception as error:
+            self.cluster.arrived(sent, error)
+        else:
+            self.cluster.arrived(sent, results)
+
+    async def _restart(self) -> None:
+        """Make the actor again on another worker, if its worker has ended and restarts are left."""
+        if self.killed or self._restarts == 0:
+            self._ended = self._died()
+            return
+        self._restarts -= 1
+        self._address = ""
+        self._is_lost = False
+        self._future.release()
+        await self._create()
+
+    def _died(self, task: str | None = None) -> WorkerDiedError:
+        return WorkerDiedError(
+            f"the Dask worker {self._address} of actor {self.name} has ended"
+            + ("" if task is None else f", so {task} has no result"),
+            task=task,
+        )
+
+    # ---- the source of its references
+
+    def collect(self, ref: TaskRef, deadline: float | None) -> bool:
+        """See `Cluster.collect`."""
+        return self.cluster.collect(ref, deadline)
+
+    def collect_later(self, ref: TaskRef) -> bool:
+        """See `Cluster.collect_later`."""
+        return self.cluster.collect_later(ref)
+
+    def tell(self, ref: TaskRef, payload: bytes) -> None:
+        """Do nothing, because no call is a stream; see `Source`."""
+
+    def cancel(self, ref: TaskRef, force: bool) -> bool:
+        """Cancel a call that has not started."""
+        if force:
+            raise ValueError("force=True ends a task; an actor is ended by kill(actor)")
+        self.check_process()
+        sent = self.cluster.sent_of(ref)
+        if sent is None:
+            return False
+        if sent.address:
+            # The actor decides whether the request arrives in time.
+            self.cluster.client.run(agent.cancel, sent.key, False, workers=[sent.address], on_error="ignore")
+            return False
+        return self.cluster.give_up(sent, TaskCancelledError(task=sent.name))
