@@ -136,7 +136,8 @@ def test_instances_of_the_standard_librarys_types(protocol, tmp_path, monkeypatc
     for cls in dict.fromkeys(classes()):
         for obj in instances(cls):
             expected, found = outcome(pickle.dumps, obj, protocol), outcome(_pickle.dumps, obj, protocol)
-            assert expected == found, (cls, obj)
+            # Reducers that other packages register may change the object, so the second stream of `pickle` may differ.
+            assert found in (expected, outcome(pickle.dumps, obj, protocol)), (cls, obj)
             compared += 1
     assert compared > 500
 
