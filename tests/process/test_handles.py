@@ -21,8 +21,8 @@ PRELUDE = """
 
 
 def test_opening_and_closing_leaves_memory_and_maps_as_they_were():
-    # A sanitizer keeps freed memory for a while.
-    most = 100_000 if "PYRAY_SER_UNDER_SANITIZER" in os.environ else 10_000
+    # A sanitizer keeps freed memory, 256 MB by default.
+    most = 300_000 if "PYRAY_SER_UNDER_SANITIZER" in os.environ else 10_000
     script = f"""
     def once():
         pyray_ser.init(capacity=1 << 30)
@@ -41,7 +41,7 @@ def test_opening_and_closing_leaves_memory_and_maps_as_they_were():
         once()
     after = status("VmSize"), status("VmRSS"), maps(), len(os.listdir("/proc/self/fd"))
     # Each round would keep 2 GiB, 25 KiB, 3 maps.
-    assert after[0] < before[0] + 100_000 and after[1] < before[1] + {most}, (before, after)
+    assert after[0] < before[0] + 100_000 + {most} and after[1] < before[1] + {most}, (before, after)
     assert after[2] < before[2] + 30 and after[3] == before[3], (before, after)
     """
     run(PRELUDE + script, timeout=280)
