@@ -612,7 +612,7 @@ if __name__ == "__main__":
         stats = pyray_ser.stats()
         assert stats["objects"] == 0 and stats["in_flight"] == 0, stats
     assert pyray_ser.init().check() is None
-    assert deaths > 100, deaths
+    assert deaths > 30, deaths
 """,
         timeout=200,
     )
