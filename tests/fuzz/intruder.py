@@ -71,6 +71,8 @@ class Intruder:
         Numbers of points passed and of actions executed in all calls, at the start of the record.
     copies : list of dict
         Copies of the memo that actions made in this call.
+    raised : tuple of (str, int) or None
+        The place at which an action last raised an exception in this call.
 
     Parameters
     ----------
@@ -87,7 +89,7 @@ class Intruder:
         self.record = bytearray(RECORD) if record is None else record
         self.counts = memoryview(self.record)[:16].cast("Q")
         self.copies = []
-        self.raised = False
+        self.raised = None
         self.busy = False
         self.places = collections.Counter()
         self.where = None
@@ -126,7 +128,7 @@ class Intruder:
     def start(self, action=None, at=0, rate=0.0, doing=""):
         self.action, self.at, self.rate = action, at, rate
         self.points = self.acted = 0
-        self.raised = False
+        self.raised = None
         self.copies.clear()
         self.record[16:] = doing.encode()[: RECORD - 16].ljust(RECORD - 16)
 
@@ -256,7 +258,7 @@ _ANY = (intrude_collect, intrude_same, intrude_same, intrude_other, intrude_evic
 
 
 def intrude_raise(intruder):
-    intruder.raised = True
+    intruder.raised = intruder.where
     raise Intrusion(intruder.where)
 
 
@@ -272,6 +274,13 @@ _ASKING = (
     "PyObject_GetBuffer(obj, &view, PyBUF_SIMPLE)",
     "PyPickleBuffer_FromObject(shown)",
     'Py_CompileString(text, "<namedtuple>", Py_eval_input)',  # if an audit hook raises, our code takes no shortcut
+    # When a pickler meets a class for the first time, it tries whether a shortcut applies. If the attempt raises, it takes the
+    # general way, which calls the class itself and passes on what that raises.
+    "PyObject_GetAttr(method, prp_g.str_qualname)",
+    "PyObject_GetAttr(method, prp_g.str_module)",
+    "PyObject_GetAttr(sample, prp_g.str_value)",
+    "PyObject_CallFunctionObjArgs(method, sample, prp_g.int_proto[5], NULL)",
+    'PyObject_GetAttrString(object, "T")',
     # An allocation raises only MemoryError, even if it triggers a collection that runs Python code.
     "PyList_New(",
     "PyTuple_New(",
@@ -282,7 +291,7 @@ def intrude_refuse(intruder):
     file, line = intruder.where
     text = linecache.getline(os.path.join(ROOT, file), line)
     if not any(call in text for call in _ASKING):
-        intruder.raised = True
+        intruder.raised = intruder.where
         raise Refusal(intruder.where)
 
 
@@ -456,7 +465,7 @@ def _outcome(intruder, work, read, expected, exact):
         return "".join(traceback.format_exception(error))
     intruder.stop()
     if intruder.raised:
-        return "the exception was lost"
+        return f"the exception raised at {intruder.raised} was lost"
     try:
         copy = read(result) if read else result
     except Exception as error:
