@@ -271,9 +271,13 @@ class Client:
             raise waits_for_itself()
         try:
             start_new_thread(self._replace_in_turn, ())
-        except RuntimeError:
-            # The interpreter is ending, or no thread can be started.
-            self._replace_in_turn()
+        except RuntimeError as error:
+            # The interpreter is ending, or the process has too many threads.
+            self.replace_without_thread(error)
+
+    def replace_without_thread(self, error: RuntimeError) -> None:
+        """Replace the process of the channel, or end the channel, when no thread can be started."""
+        self._replace_in_turn()
 
     def _replace_in_turn(self) -> None:
         channel = self.channel
@@ -616,9 +620,9 @@ class ActorMethod:
         iterable, *iterables : iterable
             One for each argument. The shortest ends the iteration. Items that are references are replaced by their values.
         chunksize : int
-            The number of items that are sent to the actor together. Larger values are faster for short calls; on a
-            cluster items are always sent one by one. If the
-            method is a coroutine function, the calls of a chunk run concurrently.
+            The number of items that are sent to the actor together. Larger values are faster for short calls. If the
+            method is a coroutine function, the calls of a chunk run concurrently. On a cluster, items are always sent one
+            by one.
         in_flight : int, optional
             Maximum number of chunks whose results were not taken; the default is 16.
         timeout : float, optional
@@ -713,9 +717,9 @@ def kill(actor: ActorHandle) -> None:
 
 
 def join_restarts() -> None:
-    """Wait for restarts that have begun, after `Channel.end`; at most 5 s."""
-    until = time.monotonic() + 5
-    while _restarting and time.monotonic() < until:
+    """Wait for restarts that other threads have begun, after `Channel.end`; at most 5 s."""
+    until, me = time.monotonic() + 5, get_ident()
+    while any(owner._replacing != me for owner in list(_restarting)) and time.monotonic() < until:
         time.sleep(0.001)
 
 

@@ -154,6 +154,10 @@ class Visitor(Client):
                 self._watch(process)
             return
 
+    def replace_without_thread(self, error: RuntimeError) -> None:
+        """Give up, because connecting may wait, and this may be a finalizer."""
+        self._end(self._gone(f"this process cannot start a thread that connects to it: {error}"))
+
     def _gone(self, why: str) -> WorkerDiedError:
         return WorkerDiedError(f"the actor of this handle ({self.name}, process {self.pid}): {why}", pid=self.pid)
 

@@ -786,3 +786,46 @@ def test_what_lives_until_the_end_of_the_interpreter_ends_silently():
         print("done")
     """
     assert run(script) == "done"
+
+
+def test_without_new_threads_an_actor_restarts_and_a_handle_elsewhere_gives_up():
+    """Since Python 3.12 no thread can start while the interpreter ends."""
+    script = """
+    import multiprocessing, os, signal
+    import pyray_ser as ray
+    from pyray_ser.exceptions import WorkerDiedError
+    from pyray_ser.tasks import actor
+
+    def refuse(*arguments): raise RuntimeError("can't start new thread")
+
+    @ray.remote
+    class Counter:
+        def pid(self): return os.getpid()
+
+    def elsewhere(message, end):
+        actor.start_new_thread = refuse
+        try:
+            ray.get(ray.loads(message).pid.remote(), timeout=60)
+        except WorkerDiedError as error:
+            end.send(str(error))
+
+    if __name__ == "__main__":
+        counter = Counter.options(max_restarts=1).remote()
+        pid = ray.get(counter.pid.remote())
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("spawn").Process(target=elsewhere, args=(ray.dumps(counter), theirs))
+        process.start()
+        print(ours.recv())
+        process.join()
+        actor.start_new_thread = refuse
+        os.kill(pid, signal.SIGKILL)
+        while True:
+            try:
+                if ray.get(counter.pid.remote(), timeout=60) != pid:
+                    break
+            except WorkerDiedError:
+                continue  # the call had been sent to the process that died
+        print("restarted")
+    """
+    first, second = run(script, timeout=120).splitlines()
+    assert "cannot start a thread" in first and second == "restarted"

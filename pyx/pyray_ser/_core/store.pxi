@@ -24,8 +24,8 @@ NAME_CACHED = NAME_RESERVED + "cached/"
 
 def names_of(Store store not None, str prefix=""):
     """
-    Return a list of tuples for the names that start with a prefix: name, `binary` of its object, version, age in seconds, whether the name keeps the object,
-    number of uses, order of the last use, note.
+    Return a list of tuples for the names that start with a prefix: name, `binary` of its object, version, age in seconds,
+    whether the name keeps the object, number of uses, order of the last use, note.
     """
     cdef char[PRS_NAME_MAX + 1] text
     cdef uint32_t cursor = 0
