@@ -108,11 +108,11 @@ class ClusterActor:
             raise TypeError(f"{name} returns a stream, which a cluster does not support; hint: return a list")
         args, kwargs, arguments = cluster.extract(args, kwargs)
         payload, held = encode(name, method, args, kwargs, several, protocol.CALL)
-        sent = cluster.expect(name, several, self)
-        sent.keeps += [held, *arguments]
         # Sending an object to a worker waits, which the event loop must not.
         call = cluster.packet_or_future(payload, held)
         ready = [cluster.object(arg) if type(arg) is ObjectRef else arg for arg in arguments]
+        sent = cluster.expect(name, several, self)
+        sent.keeps += [held, *arguments]
         cluster.loop.call_soon_threadsafe(self._calls.put_nowait, (sent, call, ready))
         return sent.result()
 

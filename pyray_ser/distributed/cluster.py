@@ -129,18 +129,23 @@ class Cluster:
                 return
             if self.pending.get(sent.key) is not sent:
                 return  # cancelled
-            given: list[Any] = []
-            head = agent.Head(
-                sent.key,
-                name,
-                code_number,
-                _given(code, given),
-                self.packet(payload, held, given),
-                [self.argument(arg, given) for arg in arguments],
-                several,
-                max_retries,
-            )
-            self._submit(sent, pickle.dumps(head, 5), given, resources)
+            try:
+                given: list[Any] = []
+                head = agent.Head(
+                    sent.key,
+                    name,
+                    code_number,
+                    _given(code, given),
+                    self.packet(payload, held, given),
+                    [self.argument(arg, given) for arg in arguments],
+                    several,
+                    max_retries,
+                )
+                self._submit(sent, pickle.dumps(head, 5), given, resources)
+            except Exception as error:
+                # For example, the client was closed meanwhile. No other code would settle the references.
+                self.give_up(sent, error)
+                raise
 
         # Dask waits for the results of its own tasks, but not for those of actors and of this node.
         others = [arg for arg in arguments if type(arg) is TaskRef and arg.outcome is None and arg not in self.places]

@@ -143,11 +143,19 @@ def test_actors_have_the_semantics_of_one_node():
             get(waits.set.remote())
             assert get(waiting, timeout=60) == "waited"
             # A call that has not begun can be cancelled.
+            # If a call cannot be sent when its arguments are ready, its reference is settled.
+            runs = pyray_ser.tasks.engine.current()
+            def refuse(*_): raise RuntimeError("not sent")
+            runs._submit = refuse
+            unsent = made.remote(counter.add.remote(0, 0.5))
+            assert "not sent" in str(raises(RuntimeError, get, unsent, timeout=30))
+            assert "not sent" in str(raises(RuntimeError, made.remote, 3))
+            del runs._submit
             slow, late = counter.add.remote(0, 2), counter.add.remote("late")
             time.sleep(0.5)
             pyray_ser.cancel(late)
             assert raises(ValueError, pyray_ser.cancel, slow, force=True)
-            assert raises(exceptions.TaskCancelledError, get, late) and get(slow) == 60
+            assert raises(exceptions.TaskCancelledError, get, late) and get(slow) == 61
             assert "late" not in [one for one in get(counter.all.remote()) if isinstance(one, str)]
             # An actor ends with its last handle, after its calls; results outlive it.
             [pid] = pids
