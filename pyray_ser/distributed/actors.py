@@ -77,7 +77,7 @@ class ClusterActor:
         self._number = 0
         # Why later calls fail.
         self._ended: BaseException | None = None
-        # Whether a call to the worker of the actor failed.
+        # A call to the worker of the actor has failed, so the worker may be dead.
         self._is_lost = False
         # Calls in the order in which they were made; None after the last handle was dropped.
         self._calls: asyncio.Queue[tuple[Sent, agent.Packet | Any, list[Any]] | None] = asyncio.Queue()

@@ -147,7 +147,7 @@ class Cluster:
                 self.give_up(sent, error)
                 raise
 
-        # Dask waits for the results of its own tasks, but not for those of actors and of this node.
+        # Dask waits for results of Dask tasks, but not for those of actors and of this node.
         others = [arg for arg in arguments if type(arg) is TaskRef and arg.outcome is None and arg not in self.places]
         after(others, submit)
         return sent.result()

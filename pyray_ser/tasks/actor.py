@@ -162,7 +162,7 @@ class Client:
     address: str
     pid: int
     spans_hosts = False
-    # Whether the actor takes several calls in one message.
+    # True if the actor takes several calls in one message.
     takes_chunks = True
     # The class of the actor, if this process made the actor.
     cls: type | None = None

@@ -333,7 +333,7 @@ def test_results_stay_on_their_host_until_they_are_asked_for(shares):
                 if shares:
                     assert get(sums_of.options(resources={"right": 1}).remote([mine_too, ref])) == [sum_of(1_000_000), sum_of(4_000_000)]
                 else:
-                    # No worker can reach the store of this process, and the object is not an argument of its own.
+                    # No worker can reach the store of this process, and the object is not a separate argument.
                     assert raises(exceptions.ObjectLostError, get, sums_of.options(resources={"right": 1}).remote([mine_too]))
                     assert get(sums_of.remote([ref])) == [sum_of(4_000_000)]
                 pyray_ser.shutdown()

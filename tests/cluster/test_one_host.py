@@ -275,6 +275,13 @@ def test_tls_clusters_share():
             assert first.startswith("tls://")
             assert client.submit(total, value, workers=[second]).result() == 4999950000.0
             assert {one["objects"] for one in client.run(stats).values()} == {1}
+            pyray_ser.init(address=client)
+            made = pyray_ser.remote(make).remote(100_000)
+            summed = pyray_ser.remote(total)
+            assert pyray_ser.get([summed.remote(made) for _ in range(4)], timeout=60) == [4999950000.0] * 4
+            keeper = pyray_ser.remote(list).remote((1, 2))
+            assert pyray_ser.get(keeper.count.remote(2), timeout=60) == 1
+            pyray_ser.shutdown()
     """)
 
 
