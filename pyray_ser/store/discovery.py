@@ -217,6 +217,7 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _core.Store 
         if pid and pid != os.getpid():
             found = _attach(pid, fd, ident, options)
             if found is not None:
+                _warn_of_separate_store(pid)
                 return found
         hint = _read_hint()
         candidates = [hint[1]] if hint is not None and hint[0] == ident else []
@@ -236,6 +237,21 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _core.Store 
             )
     return None
 
+
+def _warn_of_separate_store(pid: int) -> None:
+    """Log a warning, once, if process `pid`, a descendant of this process, has a store and this process has none."""
+    global _warned
+    if _warned or _core.default() is not None or os.getpid() not in _ancestors(pid):
+        return
+    _warned = True
+    _log.warning(
+        "process %d, a descendant of this process, put an object into a store of its own, because process %d has no store: "
+        "references that arrive after the end of the former are lost; hint: call pyray_ser.init() before you start workers",
+        pid, os.getpid(),
+    )  # fmt: skip
+
+
+_warned = False
 
 # Processes of other machines whose stores this process searched for.
 _searched: dict[tuple[int, int, int], None] = {}

@@ -1,4 +1,4 @@
-"""Test that workers log a message if their parent has no store: the end of a worker then loses the worker's objects."""
+"""Test the messages about workers whose parent has no store: the end of a worker then loses the worker's objects."""
 
 import pytest
 from isolated import run
@@ -51,3 +51,41 @@ def test_a_worker_that_shares_names_with_nobody_warns(method):
             call="pyray_ser.get_or_put('value', int)", first="pyray_ser.init()", method=method, test="kept == []"
         )
     )
+
+
+PARENT = """
+    import logging, multiprocessing, pyray_ser
+    from concurrent.futures import ProcessPoolExecutor
+    {prepare}
+    class Keeper(logging.Handler):
+        kept = []
+        def emit(self, record):
+            self.kept.append(record.getMessage())
+    def work(number):
+        return {result}
+    if __name__ == "__main__":
+        {first}
+        logging.getLogger("pyray_ser").addHandler(Keeper())
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context({method!r})) as pool:
+            found = list(pool.map(work, range(4)))
+            assert {test}, found
+        told = [message for message in Keeper.kept if "a store of its own, because process" in message]
+        assert len(told) == {times}, told
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_parent_without_a_store_is_told_once_that_its_workers_have_their_own(method):
+    test = "[pyray_ser.get(ref) for ref in found] == [0, 1, 2, 3]"
+    options = {"result": "pyray_ser.put(number)", "method": method, "test": test}
+    # The process that runs the tests may have a store, which the workers would find.
+    alone = "from pyray_ser.store import discovery; discovery._inherited = lambda options: None"
+    run(PARENT.format(prepare=alone, first="pass", times=1, **options))
+    run(PARENT.format(prepare="", first="pyray_ser.init()", times=0, **options))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_parent_with_install_hears_nothing_of_its_workers_stores(method):
+    test = "[int(value[-1]) for value in found] == [0, 1, 2, 3]"
+    prepare, result = "import numpy; pyray_ser.install()", "numpy.full(1_000_000, number)"
+    run(PARENT.format(prepare=prepare, result=result, first="pass", times=0, method=method, test=test))
