@@ -36,7 +36,7 @@ static void directory_name(char name[NAME_LEN], uint64_t id)
 
 static int remove_one(void *arg, const char *name)
 {
-    (void)prs_os_remove_at(*(int *)arg, name, false);
+    (void)prs_os_remove_file(*(int *)arg, name);
     return 0;
 }
 
@@ -56,11 +56,11 @@ static int clean_one(void *arg, const char *name)
         return 0;
     int lock = prs_os_open_at(directory, LOCK_NAME, O_RDWR | O_CREAT);
     /* unreached by tests (failing call) */
-    if (lock >= 0 && prs_os_lock_file(lock, true) == 0) {
+    if (lock >= 0 && prs_os_lock_file_exclusive(lock) == 0) {
         c->found++;
         if (!c->dry) {
             prs_os_each_name(directory, remove_one, &directory);
-            prs_os_remove_at(c->fd, name, true);
+            prs_os_remove_directory(c->fd, name);
         }
     }
     prs_os_close(lock);
@@ -93,7 +93,7 @@ static int open_locked(int top, const char *name, bool create, int *fd, int *loc
         return *fd == -ENOENT && create ? -EAGAIN : *fd;
     rc = *lock = prs_os_open_at(*fd, LOCK_NAME, O_RDWR | O_CREAT);
     if (rc >= 0)
-        rc = prs_os_lock_file(*lock, false);
+        rc = prs_os_lock_file_shared(*lock);
     if (rc == -ENOENT || rc == -EACCES)
         rc = -EAGAIN;
     prs_file directory, locked, named;
@@ -181,7 +181,7 @@ void prs_spill_close(prs_store *s)
     prs_os_unmap(s->spill_anchor, PRS_PAGE);
     s->spill_anchor = NULL;
     /* unreached by tests (no test): another process removed the lock file */
-    if (fresh >= 0 && prs_os_same(fresh, &s->spill_lock_file) && prs_os_lock_file(fresh, true) == 0) {
+    if (fresh >= 0 && prs_os_same(fresh, &s->spill_lock_file) && prs_os_lock_file_exclusive(fresh) == 0) {
         char name[NAME_LEN];
         directory_name(name, s->id);
         /* unreached by tests (no injected fault): strdup */
@@ -189,7 +189,7 @@ void prs_spill_close(prs_store *s)
         /* unreached by tests (failing call) */
         if (top >= 0) {
             prs_os_each_name(s->fd_spill, remove_one, &s->fd_spill);
-            prs_os_remove_at(top, name, true);
+            prs_os_remove_directory(top, name);
         }
         prs_os_close(top);
     }
@@ -205,7 +205,7 @@ static void lock_again(prs_store *s)
 {
     int fd = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR);
     /* unreached by tests (no injected fault, 3 branches): no descriptor is left, or the file is another one */
-    if (fd >= 0 && prs_os_same(fd, &s->spill_lock_file) && prs_os_lock_file(fd, false) == 0)
+    if (fd >= 0 && prs_os_same(fd, &s->spill_lock_file) && prs_os_lock_file_shared(fd) == 0)
         s->fd_spill_lock = fd;
     else
         prs_os_close(fd);
@@ -257,7 +257,7 @@ static void remove_file(prs_store *s, uint32_t slot, uint64_t serial)
     file_name(name, slot, serial);
     /* unreached by tests (failing call) */
     if (at >= 0)
-        (void)prs_os_remove_at(at, name, false); /* if the file does not exist, its writer died before creating it */
+        (void)prs_os_remove_file(at, name); /* if the file does not exist, its writer died before creating it */
     PRS_POINT(spill_removed);
 }
 
@@ -614,7 +614,7 @@ int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_
         map->restored = false;
         /* unreached by tests (impossible): an object without bytes is never spilled */
         map->len = size ? size : 1;
-        map->at = cow ? prs_os_map_private(fd, 0, map->len) : prs_os_map(fd, 0, map->len, false);
+        map->at = cow ? prs_os_map_private(fd, 0, map->len) : prs_os_map(fd, 0, map->len, PRS_READ_ONLY);
         /* unreached by tests (no injected fault): mmap of a spilled object */
         if (!map->at)
             rc = PRS_E_NOMEM;

@@ -139,7 +139,7 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
         bool raw = r->trailer.codec == PRS_SPILL_RAW;
         /* unreached by tests (impossible): an object without bytes is never spilled */
         r->len = raw ? length : size ? size : 1;
-        r->at = raw ? prs_os_map(fd, 0, r->len, false) : prs_os_memory(r->len);
+        r->at = raw ? prs_os_map(fd, 0, r->len, PRS_READ_ONLY) : prs_os_memory(r->len);
         /* unreached by tests (no injected fault): mmap of a spilled object */
         if (!r->at)
             rc = prs_fail(error, PRS_E_NOMEM, errno, "no memory to restore an object of %llu bytes",

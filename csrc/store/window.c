@@ -48,7 +48,7 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
         free(w);
         return rc;
     }
-    w->addr = PRS_POINT_ERRNO(window_mapped) ? (errno = ENOMEM, NULL) : prs_os_map(s->fd_rw, off, len, true);
+    w->addr = PRS_POINT_ERRNO(window_mapped) ? (errno = ENOMEM, NULL) : prs_os_map(s->fd_rw, off, len, PRS_WRITABLE);
     if (!w->addr) {
         rc = no_map(error, errno, "mapping a window");
         free(w);
