@@ -359,8 +359,10 @@ out:
     return rc;
 }
 
-/* Find the object of a name. If `use` is true, only accept a name younger than `max_age` seconds, and count the use. */
-static int find_living(prs_store *s, const char *name, size_t len, prs_oid *id, prs_name_info *info, bool use,
+typedef enum { FIND, USE } purpose;
+
+/* Find the object of a name. To use it, only accept a name younger than `max_age` seconds, and count the use. */
+static int find_living(prs_store *s, const char *name, size_t len, prs_oid *id, prs_name_info *info, purpose why,
                        uint32_t max_age)
 {
     if (prs_load_relaxed(&s->closed) || s->orphan)
@@ -374,9 +376,9 @@ static int find_living(prs_store *s, const char *name, size_t len, prs_oid *id, 
         if (i != PRS_NIL) {
             *id = object_of(s, &s->names[i]);
             describe(s, i, &found);
-            if (use && found.age >= max_age) {
+            if (why == USE && found.age >= max_age) {
                 i = PRS_NIL;
-            } else if (use) {
+            } else if (why == USE) {
                 found.used = s->names[i].used = ++s->super->arena.name_uses;
                 found.uses = ++s->names[i].uses;
             }
@@ -397,12 +399,12 @@ static int find_living(prs_store *s, const char *name, size_t len, prs_oid *id, 
 
 int prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id, prs_name_info *info)
 {
-    return find_living(s, name, len, id, info, false, 0);
+    return find_living(s, name, len, id, info, FIND, 0);
 }
 
 int prs_name_use(prs_store *s, const char *name, size_t len, uint32_t max_age, prs_oid *id, prs_name_info *info)
 {
-    return find_living(s, name, len, id, info, true, max_age);
+    return find_living(s, name, len, id, info, USE, max_age);
 }
 
 int prs_name_count(prs_store *s, const char *name, size_t len, uint32_t uses, uint64_t note)

@@ -563,7 +563,7 @@ static struct flock byte_lock(uint64_t byte, short type)
 }
 
 /* Lock a byte without waiting. Return -EAGAIN or -EACCES if another open file description holds the lock. */
-static int lock(int fd, uint64_t byte, short type)
+static int set_lock(int fd, uint64_t byte, short type)
 {
     struct flock lk = byte_lock(byte, type);
     while (fcntl(fd, F_OFD_SETLK, &lk) < 0)
@@ -575,17 +575,17 @@ static int lock(int fd, uint64_t byte, short type)
 
 int prs_os_lock_byte(int fd, uint64_t byte)
 {
-    return lock(fd, byte, F_WRLCK);
+    return set_lock(fd, byte, F_WRLCK);
 }
 
 int prs_os_lock_file_shared(int fd)
 {
-    return lock(fd, 0, F_RDLCK);
+    return set_lock(fd, 0, F_RDLCK);
 }
 
 int prs_os_lock_file_exclusive(int fd)
 {
-    return lock(fd, 0, F_WRLCK);
+    return set_lock(fd, 0, F_WRLCK);
 }
 
 void prs_os_unlock_byte(int fd, uint64_t byte)
