@@ -365,12 +365,12 @@ uint32_t prs_links_in_use(const prs_store *s);
 bool prs_link_may_be_free(const prs_store *s, uint32_t link);
 
 /* prs_link_lock takes the store lock and ensures that there is a free record. prs_link_make makes a record that holds
- * `id`, with a sender's note if it is a token, else PRS_NIL; it returns PRS_NIL if the object no longer exists. If prs_link_make sets `undone`, the caller must try to free
- * the object after unlocking. prs_link_end ends a record, and returns the slot to try to free after unlocking, or
+ * `id`, with a sender's note if it is a token, else PRS_NIL; it returns PRS_NIL if the object no longer exists. If
+ * prs_link_make sets `undone`, the caller must try to free the object after unlocking. prs_link_end ends a record, and returns the slot to try to free after unlocking, or
  * PRS_NIL. */
 int prs_link_lock(prs_store *s, prs_error *error);
-uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
-                       uint32_t note, bool *undone);
+uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, prs_link_owner owner, uint32_t note,
+                       bool *undone);
 uint32_t prs_link_end(prs_store *s, uint32_t link);
 
 /* ---- name.c: under the store lock ------------------------------------------------------------------------------- */
