@@ -573,11 +573,11 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
     bool window = flags & PRS_ALLOC_WINDOW, small = size <= PRS_SMALL_MAX && !window;
     if (!prs_extent_size_fits(size))
         size = INT64_MAX; /* too large for any store: the calls below report this */
-    bool paged = window || size >= 256 * 1024;
     bool file = PRS_UNLIKELY(size > s->capacity) && !window && s->super->spill_dir[0];
+    prs_packing packing = window || size >= 256 * 1024 ? PRS_PAGED : PRS_PACKED;
     int rc = PRS_LIKELY(small) ? prs_magazine_take(s, size, flags & PRS_ALLOC_TRY, &i, &word, error)
              : file            ? prs_slot_alloc_spilled(s, &i, &word, error)
-                               : prs_slot_alloc_large(s, size, paged ? PRS_PAGED : PRS_PACKED, &i, &word, error);
+                               : prs_slot_alloc_large(s, size, packing, &i, &word, error);
     if (PRS_UNLIKELY(rc < 0))
         return rc;
     PRS_POINT(alloc_creating);
