@@ -87,8 +87,10 @@ static inline int audit(void)
     return PRP_FOREIGN(PySys_Audit("pickle.find_class", "ss", "numpy", "ndarray"));
 }
 
-/* Read a stream that is not in the table; `audited` means that the audit event has already been fired. */
-static __attribute__((noinline)) PyObject *read_stream(const uint8_t *stream, size_t len, bool audited,
+typedef enum { UNAUDITED, AUDITED } audit_state; /* whether the audit event has been fired */
+
+/* Read a stream that is not in the table. */
+static __attribute__((noinline)) PyObject *read_stream(const uint8_t *stream, size_t len, audit_state state,
                                                        const uint8_t *data, size_t data_len, PyObject *owner, int flags)
 {
     prp_array_template t;
@@ -103,7 +105,7 @@ static __attribute__((noinline)) PyObject *read_stream(const uint8_t *stream, si
     if (!descr)
         return NULL;
     PyObject *array = NULL;
-    if (audited || audit() == 0) {
+    if (state == AUDITED || audit() == 0) {
         if (len >= KEY_MIN && len <= KEY_MAX)
             keep(key, len, &t, descr);
         array = prp_array_build(descr, t.nd, (const npy_intp *)t.shape,
@@ -117,16 +119,16 @@ PyObject *prp_array_from_stream(const uint8_t *stream, size_t len, const uint8_t
                                 PyObject *owner, int flags)
 {
     if (len < KEY_MIN || len > KEY_MAX)
-        return read_stream(stream, len, false, data, data_len, owner, flags);
+        return read_stream(stream, len, UNAUDITED, data, data_len, owner, flags);
     reading *r = place(stream, len);
     if (!r->descr || !same(r, stream, len))
-        return read_stream(stream, len, false, data, data_len, owner, flags);
+        return read_stream(stream, len, UNAUDITED, data, data_len, owner, flags);
     uint64_t stamp = r->stamp;
     if (audit() < 0)
         return NULL;
     /* Either the hook has read other arrays, or other code has set the state of the dtype of an earlier array. */
     if (r->stamp != stamp || !prp_dtype_intact(r->descr, &r->marks))
-        return read_stream(stream, len, true, data, data_len, owner, flags);
+        return read_stream(stream, len, AUDITED, data, data_len, owner, flags);
     if (r->end > data_len)
         return NULL;
     /* Until numpy has its own reference to the dtype and its own copy of the shape, only numpy's code runs. */

@@ -18,14 +18,14 @@ typedef struct {
     npy_intp index[NPY_MAXDIMS], shape[NPY_MAXDIMS], strides[NPY_MAXDIMS];
 } elements;
 
-static void elements_of(elements *e, PyArrayObject *array, bool fortran)
+static void elements_of(elements *e, PyArrayObject *array, NPY_ORDER order)
 {
     int nd = PyArray_NDIM(array);
     e->at = PyArray_BYTES(array);
     e->nd = nd;
     e->size = PyArray_SIZE(array);
     for (int i = 0; i < nd; i++) {
-        int axis = fortran ? nd - 1 - i : i;
+        int axis = order == NPY_FORTRANORDER ? nd - 1 - i : i;
         e->index[i] = 0;
         e->shape[i] = PyArray_DIM(array, axis);
         e->strides[i] = PyArray_STRIDE(array, axis);
@@ -61,7 +61,7 @@ int prp_strings_measure(PyObject *array, prp_strings *found)
     if (!dtype)
         return -1;
     elements e;
-    elements_of(&e, (PyArrayObject *)array, false);
+    elements_of(&e, (PyArrayObject *)array, NPY_CORDER);
     *found = (prp_strings){.count = (size_t)e.size};
     npy_string_allocator *allocator = NpyString_acquire_allocator(dtype);
     int status = 0;
@@ -88,7 +88,7 @@ int prp_strings_copy(PyObject *array, bool fortran, const prp_strings *found, ch
     if (!dtype)
         return -1;
     elements e;
-    elements_of(&e, (PyArrayObject *)array, fortran);
+    elements_of(&e, (PyArrayObject *)array, fortran ? NPY_FORTRANORDER : NPY_CORDER);
     size_t at = 0;
     /* Code without the GIL may have written to the array since we measured it. */
     bool same = (size_t)e.size == found->count;

@@ -99,6 +99,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
         return prp_forgive_refusal() < 0 ? SAVE_ERROR : SAVE_GENERIC;
     int status = SAVE_ERROR;
     bool again = false;
+    const bool unshared = true; /* only we refer to the PickleBuffer, so it needs no memo entry */
     /* Other code that runs meanwhile may change the array's shape or dtype, so write the old values, which match the
      * bytes. */
     PyArray_Descr *descr = PyArray_DESCR(array);
@@ -107,7 +108,7 @@ int prp_save_array(prp_saver *s, prp_plan *plan, PyObject *obj, bool elided)
     if (nd > 0) /* the shape pointer of a zero-dimensional array may be NULL */
         memcpy(dims, PyArray_DIMS(array), (size_t)nd * sizeof *dims);
     Py_INCREF(descr);
-    if (prp_save(s, plan->extra) < 0 || prp_op(s, OP_MARK) < 0 || prp_save_picklebuffer(s, buffer, true) < 0 ||
+    if (prp_save(s, plan->extra) < 0 || prp_op(s, OP_MARK) < 0 || prp_save_picklebuffer(s, buffer, unshared) < 0 ||
         prp_save_dtype(s, (PyObject *)descr) < 0)
         goto end;
     if (prp_room(s, (size_t)nd * 10 + PRP_ROOM) < 0)

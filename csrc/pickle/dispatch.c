@@ -10,13 +10,26 @@
 
 #include <string.h>
 
-static int save_contiguous(prp_saver *s, PyObject *owner, const void *data, size_t len, bool readonly)
+static int save_contiguous(prp_saver *s, const uint8_t *header, size_t header_len, PyObject *owner, const void *data,
+                           size_t len)
+{
+    /* We may delay the copy of mutable data until the end of the dump only if no other code can run before that. */
+    if (!PyBytes_CheckExact(owner) && !s->elide && !s->write)
+        owner = NULL;
+    return prp_out_large(s, header, header_len, data, len, owner);
+}
+
+static int save_as_bytearray(prp_saver *s, PyObject *owner, const void *data, size_t len)
+{
+    uint8_t header[9] = {OP_BYTEARRAY8};
+    prp_put_u64(header + 1, len);
+    return save_contiguous(s, header, sizeof header, owner, data, len);
+}
+
+static int save_as_bytes(prp_saver *s, PyObject *owner, const void *data, size_t len)
 {
     uint8_t header[9], *h = header;
-    if (!readonly) {
-        *h++ = OP_BYTEARRAY8;
-        h = prp_put_u64(h, len);
-    } else if (len <= 0xff) {
+    if (len <= 0xff) {
         *h++ = OP_SHORT_BINBYTES;
         *h++ = (uint8_t)len;
     } else if (len <= 0xffffffff) {
@@ -30,10 +43,7 @@ static int save_contiguous(prp_saver *s, PyObject *owner, const void *data, size
                         "serializing a bytes object larger than 4 GiB requires pickle protocol 4 or higher");
         return -1;
     }
-    /* We may delay the copy of mutable data until the end of the dump only if no other code can run before that. */
-    if (!PyBytes_CheckExact(owner) && !s->elide && !s->write)
-        owner = NULL;
-    return prp_out_large(s, header, (size_t)(h - header), data, len, owner);
+    return save_contiguous(s, header, (size_t)(h - header), owner, data, len);
 }
 
 int prp_save_bytes(prp_saver *s, PyObject *obj)
@@ -41,7 +51,7 @@ int prp_save_bytes(prp_saver *s, PyObject *obj)
     if (s->proto < 3)
         return prp_save_old_bytes(s, obj);
     bool elided = prp_elidable(s, obj);
-    if (save_contiguous(s, obj, PyBytes_AS_STRING(obj), (size_t)PyBytes_GET_SIZE(obj), true) < 0)
+    if (save_as_bytes(s, obj, PyBytes_AS_STRING(obj), (size_t)PyBytes_GET_SIZE(obj)) < 0)
         return -1;
     return elided ? 0 : prp_memoize(s, obj);
 }
@@ -50,7 +60,7 @@ static int save_bytearray(prp_saver *s, PyObject *obj, bool elided)
 {
     if (s->proto < 5)
         return prp_save_old_bytes(s, obj);
-    if (save_contiguous(s, obj, PyByteArray_AS_STRING(obj), (size_t)PyByteArray_GET_SIZE(obj), false) < 0)
+    if (save_as_bytearray(s, obj, PyByteArray_AS_STRING(obj), (size_t)PyByteArray_GET_SIZE(obj)) < 0)
         return -1;
     return elided ? 0 : prp_memoize(s, obj);
 }
@@ -107,7 +117,8 @@ int prp_save_picklebuffer(prp_saver *s, PyObject *obj, bool elided)
         if (status == 0 && readonly)
             status = prp_op(s, OP_READONLY_BUFFER);
     } else if (in_band > 0) {
-        if (save_contiguous(s, obj, view->buf, (size_t)view->len, view->readonly) == 0)
+        size_t len = (size_t)view->len;
+        if ((view->readonly ? save_as_bytes(s, obj, view->buf, len) : save_as_bytearray(s, obj, view->buf, len)) == 0)
             status = elided ? 0 : prp_memoize(s, obj);
     }
     if (foreign)
@@ -169,18 +180,34 @@ static PyObject *private_reducer(prp_saver *s, PyTypeObject *type)
     return reducer;
 }
 
-/* Call `reducer` on obj and save the result. Return SAVE_GENERIC if the result is NotImplemented and `may_decline` is
- * true. */
-static int reduce_with(prp_saver *s, PyObject *reducer, PyObject *obj, bool may_decline)
+static PyObject *call_reducer(prp_saver *s, PyObject *reducer, PyObject *obj)
 {
     if (prp_before_foreign_code(s) < 0)
-        return SAVE_ERROR;
+        return NULL;
     Py_INCREF(reducer);
     PyObject *value = PRP_FOREIGN(PyObject_CallOneArg(reducer, obj));
     Py_DECREF(reducer);
+    return value;
+}
+
+/* Call `reducer` on obj and save the result. */
+static int reduce_with(prp_saver *s, PyObject *reducer, PyObject *obj)
+{
+    PyObject *value = call_reducer(s, reducer, obj);
     if (!value)
         return SAVE_ERROR;
-    int status = value == Py_NotImplemented && may_decline ? SAVE_GENERIC : prp_save_reduce_value(s, value, obj);
+    int status = prp_save_reduce_value(s, value, obj);
+    Py_DECREF(value);
+    return status;
+}
+
+/* Do the same, but return SAVE_GENERIC if the result is NotImplemented. */
+static int reduce_unless_declined(prp_saver *s, PyObject *reducer, PyObject *obj)
+{
+    PyObject *value = call_reducer(s, reducer, obj);
+    if (!value)
+        return SAVE_ERROR;
+    int status = value == Py_NotImplemented ? SAVE_GENERIC : prp_save_reduce_value(s, value, obj);
     Py_DECREF(value);
     return status;
 }
@@ -235,9 +262,9 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
 {
     prp_plan *plan = *held;
     if (plan && plan->registered)
-        return reduce_with(s, plan->registered, obj, false);
+        return reduce_with(s, plan->registered, obj);
     if (s->reducer_override) {
-        int status = reduce_with(s, s->reducer_override, obj, true);
+        int status = reduce_unless_declined(s, s->reducer_override, obj);
         if (status != SAVE_GENERIC)
             return status;
     }
@@ -252,7 +279,7 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
             return SAVE_ERROR;
         PyObject *reducer = private_reducer(s, type);
         if (reducer) {
-            int status = reduce_with(s, reducer, obj, false);
+            int status = reduce_with(s, reducer, obj);
             Py_DECREF(reducer);
             return status;
         }
@@ -261,7 +288,7 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
     } else if (plan->table && !(plan->kind == PLAN_COMPLEX && plan->table == prp_g.pickle_complex && !s->exact)) {
         if (plan->extra == obj && !s->exact && from_numpy(plan->table))
             return prp_save_global(s, obj, NULL); /* numpy.dtype, which numpy's reducer for dtype classes uses */
-        return reduce_with(s, plan->table, obj, false);
+        return reduce_with(s, plan->table, obj);
     }
     if (plan->kind == PLAN_CLASS)
         return prp_save_named(s, obj);
@@ -271,7 +298,7 @@ static int save_reduced(prp_saver *s, prp_plan **held, PyObject *obj, PyTypeObje
             return status;
     }
     if (s->put && plan->put_reducer) {
-        int status = reduce_with(s, plan->put_reducer, obj, true);
+        int status = reduce_unless_declined(s, plan->put_reducer, obj);
         if (status != SAVE_GENERIC)
             return status;
     }

@@ -23,11 +23,11 @@
 /* Other code may have closed all descriptors of the process, including ours. Reopen the store through another process,
  * or through /proc/self where the kernel allows it, before we use a descriptor number that now belongs to another
  * file. */
-static int reopen(prs_store *s, bool writable)
+static int reopen(prs_store *s, prs_access access)
 {
     int fds[] = {s->fd_rw, s->fd_ro, s->fd_lock}, fd;
     for (int i = 0; i < 3; i++)
-        if (prs_os_same(fds[i], &s->file) && (fd = prs_os_reopen(fds[i], writable)) >= 0)
+        if (prs_os_same(fds[i], &s->file) && (fd = prs_os_reopen(fds[i], access)) >= 0)
             return fd;
     if (s->path) {
         prs_error ignored;
@@ -35,9 +35,9 @@ static int reopen(prs_store *s, bool writable)
             /* unreached by tests (no test): the name belongs to another file by now */
             if (prs_os_same(fd, &s->file)) {
                 /* unreached by tests (other kernel): without /proc the read-only descriptor is found by name, too */
-                int out = writable ? fd : prs_os_reopen(fd, false);
+                int out = access == PRS_WRITABLE ? fd : prs_os_reopen(fd, access);
                 /* unreached by tests (other kernel): without /proc the read-only descriptor is found by name, too */
-                if (!writable)
+                if (access != PRS_WRITABLE)
                     prs_os_close(fd);
                 return out;
             }
@@ -54,14 +54,14 @@ static int reopen(prs_store *s, bool writable)
             /* unreached by tests (no test): the peer has other stores open as well */
             if (ids[k] != s->id)
                 continue;
-            fd = prs_os_reopen_of(pids[i], numbers[k], writable);
+            fd = prs_os_reopen_of(pids[i], numbers[k], access);
             /* unreached by tests (race, 2 branches): the peer closed it between the check and the open */
             if (fd >= 0 && prs_os_same(fd, &s->file))
                 return fd;
             prs_os_close(fd);
         }
     }
-    return prs_os_reopen_mapping(s->super, writable, &s->file);
+    return prs_os_reopen_mapping(s->super, access, &s->file);
 }
 
 int prs_fds_repair(prs_store *s, prs_error *error)
@@ -71,7 +71,7 @@ int prs_fds_repair(prs_store *s, prs_error *error)
         return PRS_OK;
     int fd;
     if (!rw) {
-        if ((fd = reopen(s, true)) < 0)
+        if ((fd = reopen(s, PRS_WRITABLE)) < 0)
             goto lost;
         s->fd_rw = fd;
         s->area.fd = fd;
@@ -79,7 +79,7 @@ int prs_fds_repair(prs_store *s, prs_error *error)
             prs_store_relaxed(&s->clients[s->me].fd, (uint32_t)fd);
     }
     if (!ro) {
-        if ((fd = reopen(s, false)) < 0)
+        if ((fd = reopen(s, PRS_READ_ONLY)) < 0)
             goto lost;
         s->fd_ro = fd;
     }
@@ -143,7 +143,7 @@ int prs_map_writable(prs_store *s, prs_error *error)
     (void)prs_mutex_lock(&s->mutex, -1);
     /* unreached by tests (race): two threads make their first put */
     if (!prs_load_acquire(&s->wr)) {
-        uint8_t *wr = prs_os_map(s->fd_rw, s->super->data_off, s->capacity, true);
+        uint8_t *wr = prs_os_map(s->fd_rw, s->super->data_off, s->capacity, PRS_WRITABLE);
         size_t len = prs_pages_bytes(s->capacity / PRS_PAGE);
         /* unreached by tests (failing call) */
         void *mapped = wr ? prs_os_reserve(len) : NULL;

@@ -201,7 +201,7 @@ int prs_client_claim_child(prs_store *s)
     /* unreached by tests (no test): other code closed the descriptor before a fork */
     if (!prs_os_same(s->fd_rw, &s->file))
         return -EBADF;
-    int rc = s->child_fd = PRS_POINT_ERRNO(fork_reopened) ? -EACCES : prs_os_reopen(s->fd_rw, true);
+    int rc = s->child_fd = PRS_POINT_ERRNO(fork_reopened) ? -EACCES : prs_os_reopen(s->fd_rw, PRS_WRITABLE);
     if (rc < 0)
         rc = prs_os_pipe(s->birth);
     /* unreached by tests (no injected fault): no mapping left */

@@ -172,13 +172,13 @@ static bool paged_start(const prs_extent *e, uint64_t size, uint64_t *start)
     return true;
 }
 
-static bool fits(const prs_extent *e, uint64_t size, bool paged)
+static bool fits(const prs_extent *e, uint64_t size, prs_packing packing)
 {
     uint64_t start;
-    return paged ? paged_start(e, size, &start) : e->size >= size;
+    return packing == PRS_PAGED ? paged_start(e, size, &start) : e->size >= size;
 }
 
-static uint32_t find(prs_store *s, uint64_t size, bool paged)
+static uint32_t find(prs_store *s, uint64_t size, prs_packing packing)
 {
     prs_arena *a = arena_of(s);
     uint32_t fl, sl;
@@ -186,11 +186,11 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
     bin_of(size, &fl, &sl);
     /* unreached by tests (impossible): bin_of() stays below the last power */
     uint32_t exact = fl < PRS_FL_COUNT ? a->bins[fl][sl] : PRS_NIL;
-    if (exact != PRS_NIL && fits(prs_extent_at(s, exact), size, paged))
+    if (exact != PRS_NIL && fits(prs_extent_at(s, exact), size, packing))
         return exact;
     /* Then try a good fit: every extent of a higher bin is large enough (even if whole pages need an extra page for
      * alignment). */
-    uint64_t want = paged ? size + PRS_PAGE - PRS_UNIT : size;
+    uint64_t want = packing == PRS_PAGED ? size + PRS_PAGE - PRS_UNIT : size;
     bin_of(want, &fl, &sl);
     if (++sl == PRS_SL_COUNT) {
         sl = 0;
@@ -209,7 +209,7 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
         }
         if (steps) {
             uint32_t head = a->bins[fl][__builtin_ctz(steps)];
-            if (fits(prs_extent_at(s, head), size, paged))
+            if (fits(prs_extent_at(s, head), size, packing))
                 return head;
         }
     }
@@ -222,7 +222,7 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
     while (fl < PRS_FL_COUNT && (fl < last_fl || (fl == last_fl && sl <= last_sl))) {
         uint32_t left = prs_extents_max(s); /* a damaged chain may have no end */
         for (uint32_t i = a->bins[fl][sl]; i != PRS_NIL && left--; i = prs_extent_at(s, i)->bin_next)
-            if (fits(prs_extent_at(s, i), size, paged))
+            if (fits(prs_extent_at(s, i), size, packing))
                 return i;
         if (++sl == PRS_SL_COUNT) {
             sl = 0;
@@ -232,15 +232,15 @@ static uint32_t find(prs_store *s, uint64_t size, bool paged)
     return PRS_NIL;
 }
 
-uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot)
+uint32_t prs_extent_alloc(prs_store *s, uint64_t size, prs_packing packing, uint32_t slot)
 {
-    size = prs_round_up(size ? size : 1, paged ? PRS_PAGE : PRS_UNIT);
-    uint32_t i = find(s, size, paged);
+    size = prs_round_up(size ? size : 1, packing == PRS_PAGED ? PRS_PAGE : PRS_UNIT);
+    uint32_t i = find(s, size, packing);
     if (i == PRS_NIL)
         return PRS_NIL;
     bin_remove(s, i);
     PRS_POINT(extent_unlinked);
-    if (paged) {
+    if (packing == PRS_PAGED) {
         uint64_t start = 0;
         (void)paged_start(prs_extent_at(s, i), size, &start);
         prs_extent *e = prs_extent_at(s, i);

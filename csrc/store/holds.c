@@ -172,8 +172,8 @@ int prs_link_lock(prs_store *s, prs_error *error)
  * *undone is set, we raised the count and lowered it again, so the caller must try to free the object
  * after unlocking.  A BYTES link may hold the bytes of a freed object, because the caller has pinned
  * them. */
-uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
-                       uint32_t note, bool *undone)
+uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, prs_link_owner owner, uint32_t note,
+                       bool *undone)
 {
     prs_slot *slot = prs_slot_at(s, id->slot);
     uint32_t i = record_take(s);
@@ -187,7 +187,6 @@ uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t 
                     .slot = id->slot,
                     .generation = id->generation,
                     .owner = owner,
-                    .owner_tag = owner_tag,
                     .note = note,
                     .created = prs_age(s),
                     .pid = (uint32_t)s->pid};
@@ -240,7 +239,8 @@ int prs_token_take_noted(prs_store *s, const prs_oid *id, int kind, uint32_t not
         return rc == PRS_E_AGAIN ? PRS_OK : rc;
     }
     bool undone;
-    uint32_t i = prs_link_make(s, id, (uint32_t)kind, s->me, s->incarnation, note, &undone);
+    uint32_t i =
+        prs_link_make(s, id, (uint32_t)kind, (prs_link_owner){.client = {s->me, s->incarnation}}, note, &undone);
     if (i != PRS_NIL)
         *token = (prs_token){i + 1, 0, s->links[i].serial};
     prs_unlock(s);
@@ -296,7 +296,8 @@ static int add_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, uint32
         return rc;
     prs_slot *outer = prs_slot_at(s, draft->id.slot);
     bool undone;
-    uint32_t i = prs_link_make(s, inner, kind, draft->id.slot, draft->id.generation, PRS_NIL, &undone);
+    uint32_t i = prs_link_make(s, inner, kind, (prs_link_owner){.outer = {draft->id.slot, draft->id.generation}},
+                               PRS_NIL, &undone);
     if (i != PRS_NIL) {
         s->links[i].next_edge = prs_load_relaxed(&outer->edges);
         prs_store_relaxed(&outer->edges, i);
@@ -320,15 +321,15 @@ int prs_add_bytes_edge(prs_store *s, prs_draft *draft, const prs_oid *inner, prs
     return add_edge(s, draft, inner, PRS_LINK_BYTES, error);
 }
 
-/* Make this client the one that ends the link. `owner` changes from a slot to a client, and is PRS_NIL in between, so
- * that after a death a rebuild cannot confuse the two. */
+/* Make this client the one that ends the link. The owner changes from an object or a client to this client, and its
+ * first half is PRS_NIL in between, so that after a death a rebuild cannot confuse the two. */
 static void adopt(prs_store *s, uint32_t i)
 {
     prs_link *l = &s->links[i];
-    *(volatile uint32_t *)&l->owner = PRS_NIL;
+    *(volatile uint32_t *)&l->owner.outer.slot = PRS_NIL;
     *(volatile uint32_t *)&l->kind = prs_link_holds_bytes(l->kind) ? PRS_LINK_BYTES_DYING : PRS_LINK_DYING;
-    *(volatile uint32_t *)&l->owner_tag = s->incarnation;
-    *(volatile uint32_t *)&l->owner = s->me;
+    *(volatile uint32_t *)&l->owner.client.incarnation = s->incarnation;
+    *(volatile uint32_t *)&l->owner.client.index = s->me;
     l->next_edge = s->dying;
     s->dying = i;
 }
@@ -342,7 +343,7 @@ void prs_link_splice(prs_store *s, uint32_t outer)
     while (i != PRS_NIL && i < limit) {
         prs_link *l = &s->links[i];
         uint32_t next = l->next_edge;
-        if (!prs_link_is_edge(l->kind) || l->owner != outer)
+        if (!prs_link_is_edge(l->kind) || l->owner.outer.slot != outer)
             break; /* the chain is damaged: its other links hold their objects until a rebuild finds them */
         adopt(s, i);
         i = next;
@@ -359,7 +360,7 @@ bool prs_edges_release(prs_store *s, prs_patience patience)
     for (uint32_t k = 0; k < BURY_BATCH && s->dying != PRS_NIL; k++) {
         uint32_t i = s->dying;
         if (i >= prs_load_relaxed(&s->links_seen) || !prs_link_is_dying(s->links[i].kind) ||
-            s->links[i].owner != s->me) {
+            s->links[i].owner.client.index != s->me) {
             s->dying = PRS_NIL; /* the chain is damaged: a rebuild or a reaper finds the rest of it */
             break;
         }
@@ -378,16 +379,17 @@ bool prs_edges_release(prs_store *s, prs_patience patience)
 /* ---- recovery ---------------------------------------------------------------------------------------------- */
 
 /* Return whether the outer object of this edge still exists. */
-static bool owner_lives(const prs_store *s, const prs_link *l)
+static bool outer_lives(const prs_store *s, const prs_link *l)
 {
     /* unreached by tests (damaged tables) */
-    if (l->owner >= prs_slots_published(s))
+    if (l->owner.outer.slot >= prs_slots_published(s))
         return false;
-    uint64_t word = prs_load_seqcst(&prs_slot_at(s, l->owner)->word);
+    uint64_t word = prs_load_seqcst(&prs_slot_at(s, l->owner.outer.slot)->word);
     uint32_t state = prs_word_state(word);
     /* A retired object does not count as existing, because its slot may be in a magazine by now, where no code searches
      * for edges. */
-    return state != PRS_STATE_FREE && state != PRS_STATE_RESERVED && prs_word_generation(word) == l->owner_tag;
+    return state != PRS_STATE_FREE && state != PRS_STATE_RESERVED &&
+           prs_word_generation(word) == l->owner.outer.generation;
 }
 
 void prs_links_rebuild(prs_store *s)
@@ -416,9 +418,9 @@ void prs_links_rebuild(prs_store *s)
         bool holds = known && lives(prs_slot_at(s, l->slot), l);
         /* Keep a link that is in the dying chain of another client (alive or not yet reaped), even if its object was
          * freed, because that client still follows the chain. */
-        bool others =
-            known && prs_link_is_dying(l->kind) && l->owner != s->me && prs_client_is(s, l->owner, l->owner_tag);
-        bool valid = others || (holds && (l->kind != PRS_LINK_NAME || prs_name_has(s, l->owner, i)));
+        bool others = known && prs_link_is_dying(l->kind) && l->owner.client.index != s->me &&
+                      prs_client_is(s, l->owner.client.index, l->owner.client.incarnation);
+        bool valid = others || (holds && (l->kind != PRS_LINK_NAME || prs_name_has(s, l->owner.name.entry, i)));
         if (!valid) {
             l->kind = PRS_LINK_FREE;
             l->serial = 0;
@@ -428,8 +430,8 @@ void prs_links_rebuild(prs_store *s)
         }
         if (holds)
             count(prs_slot_at(s, l->slot), l->kind);
-        if (prs_link_is_edge(l->kind) && owner_lives(s, l)) {
-            prs_slot *outer = prs_slot_at(s, l->owner);
+        if (prs_link_is_edge(l->kind) && outer_lives(s, l)) {
+            prs_slot *outer = prs_slot_at(s, l->owner.outer.slot);
             l->next_edge = prs_load_relaxed(&outer->edges);
             prs_store_relaxed(&outer->edges, i);
         } else if (prs_link_is_edge(l->kind) || (prs_link_is_dying(l->kind) && !others)) {
@@ -454,7 +456,7 @@ bool prs_links_reap(prs_store *s, uint32_t client, uint32_t incarnation)
     uint32_t links = prs_load_relaxed(&s->links_seen), bump = arena_of(s)->link_bump;
     for (uint32_t i = 0; i < links && i < bump; i++) {
         const prs_link *l = &s->links[i];
-        if (prs_link_is_dying(l->kind) && l->owner == client && l->owner_tag == incarnation)
+        if (prs_link_is_dying(l->kind) && l->owner.client.index == client && l->owner.client.incarnation == incarnation)
             adopt(s, i);
     }
     prs_store_relaxed(&s->has_dying, s->dying != PRS_NIL);
@@ -474,13 +476,13 @@ static int check_record(prs_store *s, uint32_t i, prs_error *error)
     if (l->kind > PRS_LINK_LAST || l->slot >= slots)
         return prs_fail(error, PRS_E_CORRUPT, 0, "link %u is of no known kind or holds no slot", i);
     if (prs_link_is_edge(l->kind)) {
-        if (l->owner >= slots)
+        if (l->owner.outer.slot >= slots)
             return prs_fail(error, PRS_E_CORRUPT, 0, "link %u belongs to no object", i);
-        const prs_slot *outer = prs_slot_at(s, l->owner);
+        const prs_slot *outer = prs_slot_at(s, l->owner.outer.slot);
         /* unreached by tests (race): an object that lost its last holder a moment ago */
-        if (owner_lives(s, l) && prs_word_state(prs_load_seqcst(&outer->word)) == PRS_STATE_SEALED &&
+        if (outer_lives(s, l) && prs_word_state(prs_load_seqcst(&outer->word)) == PRS_STATE_SEALED &&
             l->inner >= prs_load_relaxed(&outer->serial))
-            return prs_fail(error, PRS_E_CORRUPT, 0, "object of slot %u names a younger object", l->owner);
+            return prs_fail(error, PRS_E_CORRUPT, 0, "object of slot %u names a younger object", l->owner.outer.slot);
     }
     return PRS_OK;
 }

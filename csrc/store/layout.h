@@ -153,9 +153,9 @@ enum {
     PRS_LINK_FREE = 0,
     PRS_LINK_ONCE = 1,        /* a message in flight, ended by its receiver                */
     PRS_LINK_STICKY = 2,      /* a message whose bytes may be loaded any number of times   */
-    PRS_LINK_EDGE = 3,        /* object `owner` refers to this object                      */
-    PRS_LINK_DYING = 4,       /* an edge whose outer object was retired; client `owner` ends it */
-    PRS_LINK_NAME = 5,        /* entry `owner` of the table of names                        */
+    PRS_LINK_EDGE = 3,        /* the outer object refers to this object                    */
+    PRS_LINK_DYING = 4,       /* an edge whose outer object was retired; a client ends it */
+    PRS_LINK_NAME = 5,        /* an entry of the table of names                            */
     PRS_LINK_BYTES = 6,       /* an EDGE that keeps the object's bytes even after prs_free */
     PRS_LINK_BYTES_DYING = 7, /* a BYTES edge that is DYING */
     PRS_LINK_LAST = PRS_LINK_BYTES_DYING
@@ -189,6 +189,19 @@ static inline bool prs_link_holds_bytes(uint32_t kind)
     return kind == PRS_LINK_BYTES || kind == PRS_LINK_BYTES_DYING;
 }
 
+/* What a link belongs to.  The kind of the link determines which member is valid. */
+typedef union prs_link_owner {
+    struct {
+        uint32_t slot, generation;
+    } outer; /* EDGE, BYTES: the slot of the object that refers to this one */
+    struct {
+        uint32_t entry, serial;
+    } name; /* NAME: an entry of the table of names; low half of the serial of its object */
+    struct {
+        uint32_t index, incarnation;
+    } client; /* ONCE, STICKY: the client that made the link; DYING, BYTES_DYING: the one that ends it */
+} prs_link_owner;
+
 /* Written under the store lock.  Invariant: slot[i].links counts the links != FREE with slot == i and
  * generation of the slot's word == generation. */
 typedef struct prs_link {
@@ -197,8 +210,7 @@ typedef struct prs_link {
     uint32_t slot;       /* slot of the object that the link holds */
     uint32_t generation; /* generation of that slot */
     uint32_t kind;       /* PRS_LINK_*                                                 */
-    uint32_t owner;      /* EDGE: the outer slot; else the client that made it         */
-    uint32_t owner_tag;  /* EDGE: the outer generation; else the client's incarnation  */
+    prs_link_owner owner;
     union {
         uint32_t next_edge; /* EDGE, DYING: next edge of the outer object or of the client */
         uint32_t next_free; /* FREE: the next link on the stack of free links */
@@ -209,6 +221,11 @@ typedef struct prs_link {
 } prs_link;
 
 _Static_assert(sizeof(prs_link) == 48, "a link is 48 bytes");
+_Static_assert(offsetof(prs_link, owner.outer.slot) == 28 && offsetof(prs_link, owner.outer.generation) == 32 &&
+                   offsetof(prs_link, owner.name.entry) == 28 && offsetof(prs_link, owner.name.serial) == 32 &&
+                   offsetof(prs_link, owner.client.index) == 28 && offsetof(prs_link, owner.client.incarnation) == 32 &&
+                   offsetof(prs_link, next_edge) == 36,
+               "all owners of a link lie between its kind and its chain");
 
 /* ---- names ------------------------------------------------------------------------------------------ */
 
@@ -216,7 +233,7 @@ _Static_assert(sizeof(prs_link) == 48, "a link is 48 bytes");
 #define PRS_NAME_BUCKETS 1024u /* the initial number of buckets, one page; a power of two */
 #define PRS_NAME_ROOM 216u
 
-/* Written under the store lock.  Invariant: serial != 0 => link is PRS_NIL, or links[link] is a NAME link with owner ==
+/* Written under the store lock.  Invariant: serial != 0 => link is PRS_NIL, or links[link] is a NAME link of
  * this entry, as long as the object lives; text[len] == 0; the entry is in the chain of its bucket, hash modulo the
  * number of buckets.  Unless the lock is held, replaces == 0. */
 typedef struct prs_name {

@@ -60,12 +60,12 @@ static void occupy(prs_store *s, uint32_t i, uint32_t extent, uint32_t state, pr
 
 /* Allocate a slot and an extent for it. Return PRS_E_OBJECTS if no slot is left, PRS_E_FULL if no extent is large
  * enough. */
-static int attach(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out)
+static int attach(prs_store *s, uint64_t size, prs_packing packing, uint32_t state, prs_reserved *out)
 {
     uint32_t i = prs_slot_take(s), e = PRS_NIL;
     if (i == PRS_NIL)
         return PRS_E_OBJECTS;
-    if (!(state & PRS_WORD_FILE) && (e = prs_extent_alloc(s, size, paged, i)) == PRS_NIL) {
+    if (!(state & PRS_WORD_FILE) && (e = prs_extent_alloc(s, size, packing, i)) == PRS_NIL) {
         prs_slot_give(s, i);
         return PRS_E_FULL;
     }
@@ -256,7 +256,7 @@ static bool relieve(prs_store *s, uint64_t size, int *stage, prs_error *error)
 }
 
 /* Allocate up to `want` slots of `size` bytes each; return an error if there is not even one. */
-static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_reserved *out, uint32_t want,
+static int take(prs_store *s, uint64_t size, prs_packing packing, uint32_t state, prs_reserved *out, uint32_t want,
                 uint32_t *got, prs_error *error)
 {
     /* unreached by tests (impossible): an object in a file needs no extent */
@@ -267,7 +267,7 @@ static int take(prs_store *s, uint64_t size, bool paged, uint32_t state, prs_res
         if (rc < 0)
             return rc;
         uint32_t n = 0, published = prs_slots_published(s);
-        while (n < want && (rc = attach(s, size, paged, state, &out[n])) == PRS_OK)
+        while (n < want && (rc = attach(s, size, packing, state, &out[n])) == PRS_OK)
             n++;
         prs_unlock(s);
         PRS_POINT(refill_unlocked);
@@ -313,7 +313,7 @@ static int refill(prs_store *s, uint32_t cls, prs_error *error)
     if (rc < 0)
         return rc;
     prs_reap_dead(s, PRS_SECOND);
-    rc = take(s, prs_class_size(cls), false, PRS_STATE_RESERVED, batch, refill_count(cls), &n, error);
+    rc = take(s, prs_class_size(cls), PRS_PACKED, PRS_STATE_RESERVED, batch, refill_count(cls), &n, error);
     if (rc < 0)
         return rc;
     rc = back_all(s, batch, n, error);
@@ -369,7 +369,8 @@ int prs_magazine_take(prs_store *s, uint64_t size, bool try, uint32_t *out, uint
     }
 }
 
-int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *out, uint64_t *word, prs_error *error)
+int prs_slot_alloc_large(prs_store *s, uint64_t size, prs_packing packing, uint32_t *out, uint64_t *word,
+                         prs_error *error)
 {
     prs_reserved one;
     uint32_t n = 0;
@@ -378,7 +379,7 @@ int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *out,
     if (rc < 0)
         return rc;
     prs_reap_dead(s, PRS_SECOND);
-    rc = take(s, size, paged, PRS_STATE_CREATING, &one, 1, &n, error);
+    rc = take(s, size, packing, PRS_STATE_CREATING, &one, 1, &n, error);
     if (rc < 0)
         return rc;
     *out = one.slot;
@@ -407,7 +408,7 @@ int prs_slot_alloc_spilled(prs_store *s, uint32_t *out, uint64_t *word, prs_erro
 {
     prs_reserved one;
     uint32_t n = 0;
-    int rc = take(s, 0, false, PRS_STATE_CREATING | PRS_WORD_FILE, &one, 1, &n, error);
+    int rc = take(s, 0, PRS_PACKED, PRS_STATE_CREATING | PRS_WORD_FILE, &one, 1, &n, error);
     if (rc < 0)
         return rc;
     *out = one.slot;

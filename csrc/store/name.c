@@ -120,7 +120,8 @@ static uint32_t clear(prs_store *s, uint32_t i)
     /* If this link belongs to another entry, leave it: a rebuild ends the link of our entry, which holds the object
      * until then. */
     /* unreached by tests (damaged tables, 2 branches) */
-    if (link < prs_load_relaxed(&s->links_seen) && s->links[link].kind == PRS_LINK_NAME && s->links[link].owner == i)
+    if (link < prs_load_relaxed(&s->links_seen) && s->links[link].kind == PRS_LINK_NAME &&
+        s->links[link].owner.name.entry == i)
         return prs_link_end(s, link);
     return PRS_NIL;
 }
@@ -211,6 +212,13 @@ static void unlock_and_wake(prs_store *s, bool changed, uint32_t first, uint32_t
     }
 }
 
+/* Make the link by which entry `i` holds the object. */
+static uint32_t link_name(prs_store *s, const prs_oid *id, uint32_t i, bool *undone)
+{
+    prs_link_owner entry = {.name = {i, (uint32_t)id->serial}};
+    return prs_link_make(s, id, PRS_LINK_NAME, entry, PRS_NIL, undone);
+}
+
 /* Write entry `i`; if `old` is not PRS_NIL, entry `i` replaces it.  Return the slot to try to free after unlocking. */
 static uint32_t publish(prs_store *s, uint32_t i, const char *name, size_t len, const prs_oid *id, uint32_t link,
                         uint32_t old)
@@ -269,7 +277,7 @@ int prs_name_bind(prs_store *s, const char *name, size_t len, const prs_oid *id,
         goto out;
     }
     if (keep)
-        link = prs_link_make(s, id, PRS_LINK_NAME, i, (uint32_t)id->serial, PRS_NIL, &undone);
+        link = link_name(s, id, i, &undone);
     /* unreached by tests (race): prs_free ran between the check and the lock */
     if (keep && link == PRS_NIL) {
         rc = prs_fail(error, PRS_E_LOST, 0, "the object to be named no longer exists");
@@ -346,7 +354,7 @@ int prs_name_move(prs_store *s, const char *name, size_t len, const char *to, si
     id = object_of(s, &s->names[old]);
     bool keep = s->names[old].link != PRS_NIL;
     if (keep)
-        link = prs_link_make(s, &id, PRS_LINK_NAME, i, (uint32_t)id.serial, PRS_NIL, &undone);
+        link = link_name(s, &id, i, &undone);
     /* unreached by tests (race): prs_free ran between the check and the lock */
     if (keep && link == PRS_NIL) {
         rc = prs_fail(error, PRS_E_NOTFOUND, 0, "no object has the name %.100s", name);
@@ -359,8 +367,10 @@ out:
     return rc;
 }
 
-/* Find the object of a name. If `use` is true, only accept a name younger than `max_age` seconds, and count the use. */
-static int find_living(prs_store *s, const char *name, size_t len, prs_oid *id, prs_name_info *info, bool use,
+typedef enum { FIND, USE } purpose;
+
+/* Find the object of a name. To use it, only accept a name younger than `max_age` seconds, and count the use. */
+static int find_living(prs_store *s, const char *name, size_t len, prs_oid *id, prs_name_info *info, purpose why,
                        uint32_t max_age)
 {
     if (prs_load_relaxed(&s->closed) || s->orphan)
@@ -374,9 +384,9 @@ static int find_living(prs_store *s, const char *name, size_t len, prs_oid *id, 
         if (i != PRS_NIL) {
             *id = object_of(s, &s->names[i]);
             describe(s, i, &found);
-            if (use && found.age >= max_age) {
+            if (why == USE && found.age >= max_age) {
                 i = PRS_NIL;
-            } else if (use) {
+            } else if (why == USE) {
                 found.used = s->names[i].used = ++s->super->arena.name_uses;
                 found.uses = ++s->names[i].uses;
             }
@@ -397,12 +407,12 @@ static int find_living(prs_store *s, const char *name, size_t len, prs_oid *id, 
 
 int prs_name_find(prs_store *s, const char *name, size_t len, prs_oid *id, prs_name_info *info)
 {
-    return find_living(s, name, len, id, info, false, 0);
+    return find_living(s, name, len, id, info, FIND, 0);
 }
 
 int prs_name_use(prs_store *s, const char *name, size_t len, uint32_t max_age, prs_oid *id, prs_name_info *info)
 {
-    return find_living(s, name, len, id, info, true, max_age);
+    return find_living(s, name, len, id, info, USE, max_age);
 }
 
 int prs_name_count(prs_store *s, const char *name, size_t len, uint32_t uses, uint64_t note)
@@ -487,7 +497,7 @@ void prs_names_rebuild(prs_store *s)
         uint32_t link = prs_load_relaxed(&e->link);
         /* unreached by tests (damaged tables, 2 branches) */
         if (e->serial && link != PRS_NIL &&
-            (link >= links || s->links[link].kind != PRS_LINK_NAME || s->links[link].owner != i))
+            (link >= links || s->links[link].kind != PRS_LINK_NAME || s->links[link].owner.name.entry != i))
             e->serial = 0;
     }
     rechain(s);
@@ -510,8 +520,9 @@ int prs_names_check(prs_store *s, prs_error *error)
         uint32_t link = prs_load_relaxed(&e->link), len = prs_load_relaxed(&e->len);
         if (e->serial == 0 || !alive(s, e))
             continue;
-        if (len > PRS_NAME_MAX || (link != PRS_NIL && (link >= links || s->links[link].kind != PRS_LINK_NAME ||
-                                                       s->links[link].owner != i || s->links[link].inner != e->serial)))
+        if (len > PRS_NAME_MAX ||
+            (link != PRS_NIL && (link >= links || s->links[link].kind != PRS_LINK_NAME ||
+                                 s->links[link].owner.name.entry != i || s->links[link].inner != e->serial)))
             return prs_fail(error, PRS_E_CORRUPT, 0, "name %u does not hold its object", i);
         if (e->replaces || e->version == 0 || e->version > s->super->arena.name_version)
             return prs_fail(error, PRS_E_CORRUPT, 0, "name %u has a wrong version", i);

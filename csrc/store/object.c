@@ -64,10 +64,11 @@ bool prs_pinned(const prs_store *s, prs_slot *slot)
     return false;
 }
 
-/* Return whether anything holds the object. If the object was freed, only pins and BYTES links count.  Read links after
- * the bits, because a sender counts its link before it drops its ref. */
-bool prs_held(prs_store *s, prs_slot *slot, bool freed)
+/* If the object was freed, only pins and BYTES links count.  Read links after the bits, because a sender counts its link
+ * before it drops its ref. */
+bool prs_held(prs_store *s, prs_slot *slot, uint64_t word)
 {
+    bool freed = word & PRS_WORD_FREED;
     if (prs_pinned(s, slot))
         return true;
     uint32_t words = prs_words_in_use(s);
@@ -150,7 +151,7 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
                 continue;
             word &= ~(uint64_t)PRS_WORD_HELD;
         }
-        bool held = prs_held(s, slot, word & PRS_WORD_FREED);
+        bool held = prs_held(s, slot, word);
         PRS_POINT(freeing_scanned);
         if (!held) {
             if (reclaim_slot(s, i, &word))
@@ -162,7 +163,7 @@ void prs_free_finish(prs_store *s, uint32_t i, uint64_t word)
             continue;
         PRS_POINT(freeing_rolled_back);
         /* A holder that released during FREEING has left the freeing to us. */
-        if (prs_held(s, slot, sealed & PRS_WORD_FREED))
+        if (prs_held(s, slot, sealed))
             return;
         word = (prs_word(prs_word_generation(sealed), s->me, PRS_STATE_FREEING)) | (sealed & PRS_FLAGS_MASK);
         /* unreached by tests (race) */
@@ -176,7 +177,7 @@ void prs_try_free(prs_store *s, uint32_t i)
     prs_slot *slot = prs_slot_at(s, i);
     uint64_t word = prs_load_seqcst(&slot->word);
     while (prs_word_state(word) == PRS_STATE_SEALED) {
-        if (prs_held(s, slot, word & PRS_WORD_FREED))
+        if (prs_held(s, slot, word))
             return;
         uint64_t freeing = prs_word(prs_word_generation(word), s->me, PRS_STATE_FREEING) | (word & PRS_FLAGS_MASK);
         /* unreached by tests (race) */
@@ -254,12 +255,14 @@ static inline void prefetch_slot(const prs_slot *slot, const prs_private *p, con
     __builtin_prefetch(bits, 1);
 }
 
-/* Set this client's bit in `bits` and check that the object still exists. The caller has locked the
- * shard. */
+typedef enum { HOLD_REF, HOLD_PIN, HOLD_NAMED_PIN } hold_kind;
+
+/* Set this client's bit in `bits` and check that the object still exists. A ref may be to a draft, and a named pin may
+ * be of a freed object. The caller has locked the shard. */
 static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *slot, prs_atomic_u64 *bits,
-                                                      const prs_oid *id, bool may_create, bool named, uint64_t *seen)
+                                                      const prs_oid *id, hold_kind kind, uint64_t *seen)
 {
-    uint64_t freed = named ? 0 : PRS_WORD_FREED;
+    uint64_t freed = kind == HOLD_NAMED_PIN ? 0 : PRS_WORD_FREED;
     uint64_t word = prs_load_seqcst(&slot->word);
     *seen = word;
     if (!matches(slot, word, id))
@@ -267,7 +270,7 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
     if (word & freed)
         return freed_status(slot, id);
     /* unreached by tests (compiler, 2 branches): the result is known for refs */
-    if (prs_word_state(word) == PRS_STATE_CREATING && !may_create)
+    if (prs_word_state(word) == PRS_STATE_CREATING && kind != HOLD_REF)
         return PRS_E_AGAIN;
     prs_fetch_or_seqcst(&bits[s->my_word], s->my_bit);
     PRS_POINT(pin_set);
@@ -281,7 +284,7 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
         case PRS_STATE_CREATING:
             /* unreached by tests (compiler): the result is known for pins or for refs */
             /* unreached by tests (race, 2 branches) */
-            return may_create ? PRS_OK : PRS_E_AGAIN;
+            return kind == HOLD_REF ? PRS_OK : PRS_E_AGAIN;
         case PRS_STATE_FREEING:
             /* unreached by tests (race, 3 branches): another client is freeing it */
             if ((word & PRS_WORD_HELD) || prs_cas_seqcst(&slot->word, &word, word | PRS_WORD_HELD))
@@ -290,7 +293,7 @@ static inline __attribute__((always_inline)) int hold(prs_store *s, prs_slot *sl
         case PRS_STATE_SPILLING: /* allow refs, and pins of the spilling thread */
             /* unreached by tests (compiler, 2 branches): the result is known for pins or for refs */
             /* unreached by tests (race, 3 branches): being spilled at the second read */
-            return may_create || prs_spill_by_us(s, id->slot) ? PRS_OK : PRS_E_AGAIN;
+            return kind == HOLD_REF || prs_spill_by_us(s, id->slot) ? PRS_OK : PRS_E_AGAIN;
         default:
             return lost_status(slot, id);
         }
@@ -344,7 +347,7 @@ void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *
 static int map_file(prs_store *s, const prs_oid *id, prs_view *view)
 {
     prs_file_map *map;
-    int rc = prs_spill_form(s) ? PRS_E_SPILLED : prs_spill_map(s, id, view->size, false, &map);
+    int rc = prs_spill_form(s) ? PRS_E_SPILLED : prs_spill_map(s, id, view->size, PRS_SPILL_READ_ONLY, &map);
     if (rc < 0) {
         prs_unpin(s, id);
         return rc;
@@ -353,7 +356,7 @@ static int map_file(prs_store *s, const prs_oid *id, prs_view *view)
     return PRS_OK;
 }
 
-static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid *id, bool named, prs_view *view)
+static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid *id, prs_pin_kind kind, prs_view *view)
 {
     int rc = check_id(s, id);
     if (rc < 0)
@@ -371,9 +374,9 @@ static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid
     }
     if (prs_load_relaxed(&p->pins)) {
         word = prs_load_acquire(&slot->word);
-        rc = p->serial != id->serial             ? lost_status(slot, id)
-             : (word & PRS_WORD_FREED) && !named ? PRS_E_FREED
-                                                 : view_of(s, slot, p, word, view);
+        rc = p->serial != id->serial                            ? lost_status(slot, id)
+             : (word & PRS_WORD_FREED) && kind != PRS_PIN_NAMED ? PRS_E_FREED
+                                                                : view_of(s, slot, p, word, view);
         if (rc == PRS_OK)
             prs_count_up(&p->pins);
         prs_spin_unlock(shard);
@@ -384,7 +387,7 @@ static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid
         return PRS_E_CLOSED;
     }
     prs_atomic_u64 *pins = prs_pins(s, slot);
-    rc = hold(s, slot, pins, id, false, named, &word);
+    rc = hold(s, slot, pins, id, kind == PRS_PIN_NAMED ? HOLD_NAMED_PIN : HOLD_PIN, &word);
     if (PRS_LIKELY(rc == PRS_OK))
         rc = view_of(s, slot, p, word, view);
     if (PRS_LIKELY(rc == PRS_OK)) {
@@ -411,19 +414,19 @@ static inline __attribute__((always_inline)) int pin(prs_store *s, const prs_oid
 
 int prs_pin(prs_store *s, const prs_oid *id, prs_view *view)
 {
-    int rc = pin(s, id, false, view);
+    int rc = pin(s, id, PRS_PIN_PLAIN, view);
     return PRS_LIKELY(rc < 0 || view->data != NULL) ? rc : map_file(s, id, view);
 }
 
 int prs_pin_named(prs_store *s, const prs_oid *id, prs_view *view)
 {
-    int rc = pin(s, id, true, view);
+    int rc = pin(s, id, PRS_PIN_NAMED, view);
     return rc < 0 || view->data != NULL ? rc : map_file(s, id, view);
 }
 
-int prs_pin_bare(prs_store *s, const prs_oid *id, bool named, prs_view *view)
+int prs_pin_bare(prs_store *s, const prs_oid *id, prs_pin_kind kind, prs_view *view)
 {
-    return pin(s, id, named, view);
+    return pin(s, id, kind, view);
 }
 
 void prs_unpin(prs_store *s, const prs_oid *id)
@@ -484,7 +487,7 @@ int prs_ref(prs_store *s, const prs_oid *id)
         prs_spin_unlock(shard);
         return PRS_E_CLOSED;
     }
-    rc = hold(s, slot, slot->holders, id, true, false, &word);
+    rc = hold(s, slot, slot->holders, id, HOLD_REF, &word);
     if (rc == PRS_OK) {
         PRS_POINT(ref_set);
         p->serial = id->serial; /* refs to an earlier object of the slot are invalid */
@@ -571,9 +574,10 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
     if (!prs_extent_size_fits(size))
         size = INT64_MAX; /* too large for any store: the calls below report this */
     bool file = PRS_UNLIKELY(size > s->capacity) && !window && s->super->spill_dir[0];
+    prs_packing packing = window || size >= 256 * 1024 ? PRS_PAGED : PRS_PACKED;
     int rc = PRS_LIKELY(small) ? prs_magazine_take(s, size, flags & PRS_ALLOC_TRY, &i, &word, error)
              : file            ? prs_slot_alloc_spilled(s, &i, &word, error)
-                               : prs_slot_alloc_large(s, size, window || size >= 256 * 1024, &i, &word, error);
+                               : prs_slot_alloc_large(s, size, packing, &i, &word, error);
     if (PRS_UNLIKELY(rc < 0))
         return rc;
     PRS_POINT(alloc_creating);
@@ -607,7 +611,7 @@ int prs_alloc(prs_store *s, uint64_t size, unsigned flags, prs_draft *draft, prs
     if (window || file) {
         rc = window ? prs_window_open(s, draft, error) : prs_spill_create(s, draft, error);
         if (rc < 0)
-            prs_abort(s, draft, false);
+            prs_abort(s, draft);
     }
     return rc;
 }
@@ -699,12 +703,11 @@ int prs_seal(prs_store *s, prs_draft *draft, prs_error *error)
     return PRS_OK;
 }
 
-void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
+/* Free the slot of a draft that has no window any more. */
+static void abandon(prs_store *s, prs_draft *draft)
 {
     prs_slot *slot = prs_slot_at(s, draft->id.slot);
     uint64_t word = prs_load_relaxed(&slot->word), ours;
-    if (draft->window && !prs_window_abandon(s, draft, keep_window))
-        return; /* the window is still writable, so the object stays unsealed until this process ends */
     draft->window = NULL;
     do {
         /* unreached by tests (impossible): an orphan's drafts are its parent's */
@@ -727,6 +730,20 @@ void prs_abort(prs_store *s, prs_draft *draft, bool keep_window)
         (void)prs_count_down(&p->refs);
     prs_spin_unlock(shard);
     prs_free_finish(s, draft->id.slot, ours);
+}
+
+void prs_abort(prs_store *s, prs_draft *draft)
+{
+    if (draft->window)
+        prs_window_close(s, draft);
+    abandon(s, draft);
+}
+
+void prs_abort_keep_window(prs_store *s, prs_draft *draft)
+{
+    if (draft->window && !prs_window_forsake(s, draft))
+        return; /* the window is still writable, so the object stays unsealed until this process ends */
+    abandon(s, draft);
 }
 
 /* ---- ending ------------------------------------------------------------------------------------------ */

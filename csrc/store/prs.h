@@ -155,10 +155,11 @@ int prs_add_bytes_edge(prs_store *store, prs_draft *draft, const prs_oid *inner,
 /* Publish the draft. The caller then owns one private reference (as after prs_ref).  Windows become read-only and stay
  * mapped until prs_window_close. */
 int prs_seal(prs_store *store, prs_draft *draft, prs_error *error);
-/* Discard the draft: clients that wait for it get PRS_E_LOST.  Unmap its window or, with
- * `keep_window`, replace it by private zero pages, so that views stay valid. */
-void prs_abort(prs_store *store, prs_draft *draft, bool keep_window);
-/* Unmap the window of a sealed object and drop its pin. Never blocks. */
+/* Discard the draft, and unmap its window: clients that wait for the draft get PRS_E_LOST. */
+void prs_abort(prs_store *store, prs_draft *draft);
+/* Do the same, but replace the window by private zero pages, so that views stay valid. */
+void prs_abort_keep_window(prs_store *store, prs_draft *draft);
+/* Unmap the window of an object and, if it is sealed, drop the window's pin. Never blocks. */
 void prs_window_close(prs_store *store, const prs_draft *draft);
 
 #define PRS_SMALL_MAX (64u * 1024u) /* maximum size of objects allocated from magazines */
@@ -176,6 +177,7 @@ int prs_pin(prs_store *store, const prs_oid *id, prs_view *view);
 /* Do the same for an object whose bytes another object uses (prs_add_bytes_edge), if the caller has pinned that other
  * object. This works even after prs_free. */
 int prs_pin_named(prs_store *store, const prs_oid *id, prs_view *view);
+typedef enum { PRS_PIN_PLAIN, PRS_PIN_NAMED } prs_pin_kind; /* the rules of prs_pin or of prs_pin_named */
 /* Drop one pin.  Never blocks. */
 void prs_unpin(prs_store *store, const prs_oid *id);
 /* Add a private reference to an object; the first reference sets this client's bit.  Return
@@ -360,9 +362,9 @@ typedef struct prs_restore {
     int fd; /* the file to read by prs_restore_read, unless RAW */
 } prs_restore;
 
-/* Begin to restore an object; `named` selects the rules of prs_pin_named. Return PRS_E_EXISTS if it is restored
+/* Begin to restore an object, and pin it by the rules of `kind`. Return PRS_E_EXISTS if it is restored
  * already; the caller then pins it again.  For PRS_E_LOST and PRS_E_CORRUPT, error->what describes the error. */
-int prs_restore_begin(prs_store *store, const prs_oid *id, bool named, prs_restore *restore, prs_error *error);
+int prs_restore_begin(prs_store *store, const prs_oid *id, prs_pin_kind kind, prs_restore *restore, prs_error *error);
 /* Read stored bytes; return PRS_E_CORRUPT if the file was truncated. */
 int prs_restore_read(const prs_restore *restore, uint64_t at, void *to, size_t n);
 /* Use the restored bytes as the bytes of the object while this process has it pinned. */
@@ -425,9 +427,10 @@ int prs_list(prs_store *store, uint32_t *cursor, prs_record *out, int cap);
 int prs_reap_dead(prs_store *store, int64_t min_age);
 /* Return freed pages beyond `keep` bytes to the kernel; return the number of bytes. */
 uint64_t prs_trim(prs_store *store, uint64_t keep);
-/* Find the stores that have files in a spill directory, but provably no longer exist, and remove these files unless
- * `dry` is true. Return the number of these stores, or -errno. */
-int prs_spill_clean(const char *directory, bool dry);
+/* Return the number of stores that have files in a spill directory, but provably no longer exist, or -errno. */
+int prs_spill_count_ended(const char *directory);
+/* Do the same, and remove the files of these stores. */
+int prs_spill_clean(const char *directory);
 #define PRS_SPILL_DIR_MAX 4096 /* in bytes, including the NUL */
 /* The store's spill directory, "" if it has none. Valid until prs_dispose. */
 const char *prs_spill_directory(const prs_store *store);

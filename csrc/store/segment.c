@@ -149,9 +149,9 @@ void prs_discard(prs_store *s)
     free(s);
 }
 
-static int reopen(const prs_store *s, bool writable)
+static int reopen(const prs_store *s, prs_access access)
 {
-    int fd = prs_os_reopen(s->fd_rw, writable);
+    int fd = prs_os_reopen(s->fd_rw, access);
     if (fd < 0 && s->path) { /* open the file by its path if /proc is missing */
         prs_error ignored;
         /* unreached by tests (other kernel): no /proc */
@@ -176,14 +176,14 @@ static int map_all(prs_store *s, const prs_super *p, prs_error *error)
     s->slot_stride = p->slot_stride;
     s->max_slots = p->max_slots;
     s->max_links = p->max_links;
-    s->fd_ro = reopen(s, false);
-    s->fd_lock = reopen(s, true);
+    s->fd_ro = reopen(s, PRS_READ_ONLY);
+    s->fd_lock = reopen(s, PRS_WRITABLE);
     if (s->fd_ro < 0 || s->fd_lock < 0)
         return prs_fail(error, PRS_E_SYS, s->fd_ro < 0 ? -s->fd_ro : -s->fd_lock, "cannot open the store once more");
     s->priv_len = (size_t)s->max_slots * sizeof(prs_private);
-    s->super = prs_os_map(s->fd_rw, 0, s->control_len, true);
+    s->super = prs_os_map(s->fd_rw, 0, s->control_len, PRS_WRITABLE);
     /* unreached by tests (failing call) */
-    s->ro = s->super ? prs_os_map(s->fd_ro, p->data_off, s->capacity, false) : NULL;
+    s->ro = s->super ? prs_os_map(s->fd_ro, p->data_off, s->capacity, PRS_READ_ONLY) : NULL;
     s->priv = s->ro ? prs_os_reserve(s->priv_len) : NULL;
     if (!s->priv)
         return prs_fail(error, PRS_E_NOMEM, errno, "no address space for a store of %llu bytes",
@@ -495,7 +495,7 @@ int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap)
         /* unreached by tests (no test): the process has the store open under its path */
         if (strncmp(link, "/memfd:pyray_ser:", 17) != 0 && !strstr(link, "pyray_ser"))
             continue;
-        int number = atoi(entry->d_name), fd = prs_os_reopen_of(pid, number, false);
+        int number = atoi(entry->d_name), fd = prs_os_reopen_of(pid, number, PRS_READ_ONLY);
         /* unreached by tests (race): the process closed it meanwhile */
         uint64_t id = fd >= 0 ? id_behind(fd) : 0;
         prs_os_close(fd);
@@ -514,7 +514,7 @@ int prs_list_pid(int32_t pid, uint64_t *ids, int *fds, int cap)
 int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const prs_options *options, prs_error *error)
 {
     *out = NULL;
-    int mine = fd >= 0 ? prs_os_reopen_of(pid, fd, true) : -1;
+    int mine = fd >= 0 ? prs_os_reopen_of(pid, fd, PRS_WRITABLE) : -1;
     if (mine >= 0) {
         uint64_t id = id_behind(mine);
         /* unreached by tests (no test): the caller accepts any store */
@@ -530,7 +530,7 @@ int prs_attach_pid(prs_store **out, int32_t pid, int fd, uint64_t store, const p
         for (int i = 0; i < n && mine < 0; i++)
             /* unreached by tests (no test, 2 branches): the caller accepts any store, or the process has several */
             if (store == 0 || ids[i] == store)
-                mine = prs_os_reopen_of(pid, fds[i], true);
+                mine = prs_os_reopen_of(pid, fds[i], PRS_WRITABLE);
     }
     if (mine < 0)
         return prs_fail(error, PRS_E_NOTFOUND, 0, "process %d has no such store open", (int)pid);

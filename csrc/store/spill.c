@@ -36,16 +36,16 @@ static void directory_name(char name[NAME_LEN], uint64_t id)
 
 static int remove_one(void *arg, const char *name)
 {
-    (void)prs_os_remove_at(*(int *)arg, name, false);
+    (void)prs_os_remove_file(*(int *)arg, name);
     return 0;
 }
 
 struct cleaning {
+    bool remove;
     int fd, found;
-    bool dry;
 };
 
-/* Remove the directory of a store if no process holds its lock; in a dry run only count it. */
+/* Count the directory of a store if no process holds its lock, and remove it if `remove` is set. */
 static int clean_one(void *arg, const char *name)
 {
     struct cleaning *c = arg;
@@ -56,11 +56,11 @@ static int clean_one(void *arg, const char *name)
         return 0;
     int lock = prs_os_open_at(directory, LOCK_NAME, O_RDWR | O_CREAT);
     /* unreached by tests (failing call) */
-    if (lock >= 0 && prs_os_lock_file(lock, true) == 0) {
+    if (lock >= 0 && prs_os_lock_file_exclusive(lock) == 0) {
         c->found++;
-        if (!c->dry) {
+        if (c->remove) {
             prs_os_each_name(directory, remove_one, &directory);
-            prs_os_remove_at(c->fd, name, true);
+            prs_os_remove_directory(c->fd, name);
         }
     }
     prs_os_close(lock);
@@ -68,32 +68,42 @@ static int clean_one(void *arg, const char *name)
     return 0;
 }
 
-int prs_spill_clean(const char *directory, bool dry)
+static int clean_all(const char *directory, struct cleaning *c)
 {
     prs_error error = {0};
-    struct cleaning c = {prs_os_open_directory(-1, directory, &error), 0, dry};
-    if (c.fd < 0)
+    c->fd = prs_os_open_directory(-1, directory, &error);
+    if (c->fd < 0)
         /* unreached by tests (impossible): the error always has an errno */
         return error.sys_errno ? -error.sys_errno : -EINVAL;
-    int rc = prs_os_each_name(c.fd, clean_one, &c);
-    prs_os_close(c.fd);
-    return rc < 0 ? rc : c.found;
+    int rc = prs_os_each_name(c->fd, clean_one, c);
+    prs_os_close(c->fd);
+    return rc < 0 ? rc : c->found;
+}
+
+int prs_spill_count_ended(const char *directory)
+{
+    return clean_all(directory, &(struct cleaning){.remove = false});
+}
+
+int prs_spill_clean(const char *directory)
+{
+    return clean_all(directory, &(struct cleaning){.remove = true});
 }
 
 /* Open the directory and take a shared lock on it. Return -EAGAIN if another process may have removed the directory
  * meanwhile, because it took the store for dead: the file that we locked may then have no name any more. */
-static int open_locked(int top, const char *name, bool create, int *fd, int *lock)
+static int open_locked(int top, const char *name, prs_spill_opening how, int *fd, int *lock)
 {
-    int rc = create ? prs_os_make_directory(top, name) : 0;
+    int rc = how == PRS_SPILL_CREATE ? prs_os_make_directory(top, name) : 0;
     *fd = *lock = -1;
     if (rc < 0 && rc != -EEXIST)
         return rc;
     *fd = prs_os_open_at(top, name, O_RDONLY | O_DIRECTORY);
     if (*fd < 0)
-        return *fd == -ENOENT && create ? -EAGAIN : *fd;
+        return *fd == -ENOENT && how == PRS_SPILL_CREATE ? -EAGAIN : *fd;
     rc = *lock = prs_os_open_at(*fd, LOCK_NAME, O_RDWR | O_CREAT);
     if (rc >= 0)
-        rc = prs_os_lock_file(*lock, false);
+        rc = prs_os_lock_file_shared(*lock);
     if (rc == -ENOENT || rc == -EACCES)
         rc = -EAGAIN;
     prs_file directory, locked, named;
@@ -111,7 +121,7 @@ static int open_locked(int top, const char *name, bool create, int *fd, int *loc
 
 #define ENTER_TRIES 500
 
-static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
+static int enter_directory(prs_store *s, int top, prs_spill_opening how, prs_error *error)
 {
     char name[NAME_LEN];
     directory_name(name, s->id);
@@ -119,7 +129,7 @@ static int enter_directory(prs_store *s, int top, bool create, prs_error *error)
     for (int i = 0; rc == -EAGAIN && i < ENTER_TRIES; i++) {
         if (i)
             prs_os_sleep(PRS_MS);
-        rc = open_locked(top, name, create, &fd, &lock);
+        rc = open_locked(top, name, how, &fd, &lock);
         if (rc < 0) {
             prs_os_close(lock);
             prs_os_close(fd);
@@ -158,8 +168,8 @@ int prs_spill_open(prs_store *s, prs_spill_opening how, prs_error *error)
         rc = prs_fail(error, PRS_E_INVAL, 0, "the spill directory %.150s lies in memory (tmpfs)", s->super->spill_dir);
     } else {
         if (how == PRS_SPILL_CREATE)
-            prs_spill_clean(s->super->spill_dir, false);
-        rc = enter_directory(s, top, how == PRS_SPILL_CREATE, error);
+            prs_spill_clean(s->super->spill_dir);
+        rc = enter_directory(s, top, how, error);
     }
     prs_os_close(top);
     return rc;
@@ -181,7 +191,7 @@ void prs_spill_close(prs_store *s)
     prs_os_unmap(s->spill_anchor, PRS_PAGE);
     s->spill_anchor = NULL;
     /* unreached by tests (no test): another process removed the lock file */
-    if (fresh >= 0 && prs_os_same(fresh, &s->spill_lock_file) && prs_os_lock_file(fresh, true) == 0) {
+    if (fresh >= 0 && prs_os_same(fresh, &s->spill_lock_file) && prs_os_lock_file_exclusive(fresh) == 0) {
         char name[NAME_LEN];
         directory_name(name, s->id);
         /* unreached by tests (no injected fault): strdup */
@@ -189,7 +199,7 @@ void prs_spill_close(prs_store *s)
         /* unreached by tests (failing call) */
         if (top >= 0) {
             prs_os_each_name(s->fd_spill, remove_one, &s->fd_spill);
-            prs_os_remove_at(top, name, true);
+            prs_os_remove_directory(top, name);
         }
         prs_os_close(top);
     }
@@ -205,7 +215,7 @@ static void lock_again(prs_store *s)
 {
     int fd = prs_os_open_at(s->fd_spill, LOCK_NAME, O_RDWR);
     /* unreached by tests (no injected fault, 3 branches): no descriptor is left, or the file is another one */
-    if (fd >= 0 && prs_os_same(fd, &s->spill_lock_file) && prs_os_lock_file(fd, false) == 0)
+    if (fd >= 0 && prs_os_same(fd, &s->spill_lock_file) && prs_os_lock_file_shared(fd) == 0)
         s->fd_spill_lock = fd;
     else
         prs_os_close(fd);
@@ -257,7 +267,7 @@ static void remove_file(prs_store *s, uint32_t slot, uint64_t serial)
     file_name(name, slot, serial);
     /* unreached by tests (failing call) */
     if (at >= 0)
-        (void)prs_os_remove_at(at, name, false); /* if the file does not exist, its writer died before creating it */
+        (void)prs_os_remove_file(at, name); /* if the file does not exist, its writer died before creating it */
     PRS_POINT(spill_removed);
 }
 
@@ -597,7 +607,7 @@ int prs_spill_for(prs_store *s, uint64_t size, prs_error *error)
 
 /* ---- reading ---------------------------------------------------------------------------------------------- */
 
-int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_file_map **out)
+int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, prs_spill_mapping mapping, prs_file_map **out)
 {
     *out = NULL;
     int fd = prs_spill_open_file(s, id->slot, id->serial, O_RDONLY);
@@ -614,7 +624,8 @@ int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_
         map->restored = false;
         /* unreached by tests (impossible): an object without bytes is never spilled */
         map->len = size ? size : 1;
-        map->at = cow ? prs_os_map_private(fd, 0, map->len) : prs_os_map(fd, 0, map->len, false);
+        map->at = mapping == PRS_SPILL_COPY_ON_WRITE ? prs_os_map_private(fd, 0, map->len)
+                                                     : prs_os_map(fd, 0, map->len, PRS_READ_ONLY);
         /* unreached by tests (no injected fault): mmap of a spilled object */
         if (!map->at)
             rc = PRS_E_NOMEM;

@@ -87,7 +87,7 @@ bool prs_draft_in_file(const prs_store *s, const prs_draft *draft)
 int prs_draft_map(prs_store *s, const prs_draft *draft, const uint8_t **bytes, prs_error *error)
 {
     prs_file_map *map;
-    int rc = prs_spill_map(s, &draft->id, draft->size, false, &map);
+    int rc = prs_spill_map(s, &draft->id, draft->size, PRS_SPILL_READ_ONLY, &map);
     if (rc < 0)
         return prs_fail(error, rc, 0, "the spill file of the object cannot be mapped");
     *bytes = map->at;
@@ -139,7 +139,7 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
         bool raw = r->trailer.codec == PRS_SPILL_RAW;
         /* unreached by tests (impossible): an object without bytes is never spilled */
         r->len = raw ? length : size ? size : 1;
-        r->at = raw ? prs_os_map(fd, 0, r->len, false) : prs_os_memory(r->len);
+        r->at = raw ? prs_os_map(fd, 0, r->len, PRS_READ_ONLY) : prs_os_memory(r->len);
         /* unreached by tests (no injected fault): mmap of a spilled object */
         if (!r->at)
             rc = prs_fail(error, PRS_E_NOMEM, errno, "no memory to restore an object of %llu bytes",
@@ -152,13 +152,13 @@ static int open_restore(prs_store *s, prs_restore *r, uint64_t size, prs_error *
     return rc;
 }
 
-int prs_restore_begin(prs_store *s, const prs_oid *id, bool named, prs_restore *r, prs_error *error)
+int prs_restore_begin(prs_store *s, const prs_oid *id, prs_pin_kind kind, prs_restore *r, prs_error *error)
 {
     prs_view view;
     memset(r, 0, sizeof *r);
     r->id = *id;
     r->fd = -1;
-    int rc = prs_pin_bare(s, id, named, &view);
+    int rc = prs_pin_bare(s, id, kind, &view);
     /* unreached by tests (race): freed between the two checks */
     if (rc < 0)
         return prs_fail(error, rc, 0, "the object no longer exists");

@@ -257,8 +257,10 @@ void prs_extent_init(prs_store *s);
 /* Return the extent at an index read from shared memory.  If the index is outside the table, mark the store as
  * corrupt and return a private, empty extent. */
 prs_extent *prs_extent_at(const prs_store *s, uint32_t i);
+/* Which unit an extent is made of: PRS_UNIT, or whole pages. */
+typedef enum { PRS_PACKED, PRS_PAGED } prs_packing;
 /* Return the index of a used extent of at least `size` bytes, or PRS_NIL. */
-uint32_t prs_extent_alloc(prs_store *s, uint64_t size, bool paged, uint32_t slot);
+uint32_t prs_extent_alloc(prs_store *s, uint64_t size, prs_packing packing, uint32_t slot);
 /* Free the extent of a slot.  If the extent does not belong to the slot, or is outside of the data area, the extent
  * stays allocated until a rebuild, because its bytes may belong to another object. */
 void prs_extent_free(prs_store *s, uint32_t extent, uint32_t slot);
@@ -330,7 +332,8 @@ int prs_magazine_take(prs_store *s, uint64_t size, bool try, uint32_t *slot, uin
 int prs_slot_alloc_warm(prs_store *s, uint32_t *slot, uint64_t *word);
 /* Allocate a slot in state CREATING without an extent. */
 int prs_slot_alloc_spilled(prs_store *s, uint32_t *slot, uint64_t *word, prs_error *error);
-int prs_slot_alloc_large(prs_store *s, uint64_t size, bool paged, uint32_t *slot, uint64_t *word, prs_error *error);
+int prs_slot_alloc_large(prs_store *s, uint64_t size, prs_packing packing, uint32_t *slot, uint64_t *word,
+                         prs_error *error);
 /* Give back a damaged slot in state CREATING whose id no other code knows yet. This function does not put the slot into
  * a magazine, where the next put would find it. It does not punch the slot's pages, because they may belong to another
  * object. */
@@ -362,12 +365,12 @@ uint32_t prs_links_in_use(const prs_store *s);
 bool prs_link_may_be_free(const prs_store *s, uint32_t link);
 
 /* prs_link_lock takes the store lock and ensures that there is a free record. prs_link_make makes a record that holds
- * `id`, with a sender's note if it is a token, else PRS_NIL; it returns PRS_NIL if the object no longer exists. If prs_link_make sets `undone`, the caller must try to free
- * the object after unlocking. prs_link_end ends a record, and returns the slot to try to free after unlocking, or
+ * `id`, with a sender's note if it is a token, else PRS_NIL; it returns PRS_NIL if the object no longer exists. If
+ * prs_link_make sets `undone`, the caller must try to free the object after unlocking. prs_link_end ends a record, and returns the slot to try to free after unlocking, or
  * PRS_NIL. */
 int prs_link_lock(prs_store *s, prs_error *error);
-uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, uint32_t owner, uint32_t owner_tag,
-                       uint32_t note, bool *undone);
+uint32_t prs_link_make(prs_store *s, const prs_oid *id, uint32_t kind, prs_link_owner owner, uint32_t note,
+                       bool *undone);
 uint32_t prs_link_end(prs_store *s, uint32_t link);
 
 /* ---- name.c: under the store lock ------------------------------------------------------------------------------- */
@@ -386,11 +389,12 @@ void prs_free_finish(prs_store *s, uint32_t slot, uint64_t word);
 /* Take over a slot that a dead client was working on, and finish or undo that work. */
 bool prs_slot_adopt(prs_store *s, uint32_t slot, uint64_t word);
 void prs_wake(prs_store *s, prs_slot *slot, uint64_t old_word);
-bool prs_held(prs_store *s, prs_slot *slot, bool freed);
+/* Return whether anything holds the object of a slot whose word is `word`. */
+bool prs_held(prs_store *s, prs_slot *slot, uint64_t word);
 bool prs_pinned(const prs_store *s, prs_slot *slot);
 /* Pin an object; view->data is NULL if the object is in a file that is not mapped in this process. prs_pin_file then
  * sets the mapping and owns it, whether or not the slot needs it. */
-int prs_pin_bare(prs_store *s, const prs_oid *id, bool named, prs_view *view);
+int prs_pin_bare(prs_store *s, const prs_oid *id, prs_pin_kind kind, prs_view *view);
 void prs_pin_file(prs_store *s, const prs_oid *id, prs_file_map *map, prs_view *view);
 /* Call this after setting a bit for another holder, while this client holds the object, so that a concurrent free sees
  * the bit. */
@@ -410,7 +414,8 @@ void prs_spill_close(prs_store *s);
 int prs_spill_for(prs_store *s, uint64_t size, prs_error *error);
 void prs_spill_undo(prs_store *s, uint32_t slot, uint64_t word); /* undo the SPILLING of a dead client */
 void prs_spill_remove(prs_store *s, const prs_slot *slot, uint32_t i);
-int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, bool cow, prs_file_map **out);
+typedef enum { PRS_SPILL_READ_ONLY, PRS_SPILL_COPY_ON_WRITE } prs_spill_mapping;
+int prs_spill_map(prs_store *s, const prs_oid *id, uint64_t size, prs_spill_mapping mapping, prs_file_map **out);
 void prs_spill_unmap(prs_file_map *map);
 bool prs_spill_by_us(const prs_store *s, uint32_t slot); /* returns whether this thread is spilling the object */
 /* An object that is too large for the store is written directly to a file. */
@@ -435,9 +440,9 @@ void prs_client_recover_slots(prs_store *s, uint32_t client);
 
 int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error);
 int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error);
-/* Call this for an aborted draft: replace its window by zero pages if `keep` is true, else unmap it.  Return false if
- * neither is possible. */
-bool prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep);
+/* Call this for an aborted draft whose views stay valid: replace its window by zero pages.  Return false if that is not
+ * possible. */
+bool prs_window_forsake(prs_store *s, const prs_draft *draft);
 void prs_windows_after_fork(prs_store *s);
 void prs_windows_detach(prs_store *s);
 

@@ -12,14 +12,29 @@
 #include "store.h"
 #include <errno.h>
 
-static prs_window *find(prs_store *s, const prs_oid *id, bool take)
+/* Return the link to the window of a draft, or the last link, which is NULL. The caller has locked the list. */
+static prs_window **link_to(prs_store *s, const prs_draft *draft)
+{
+    prs_window **at = &s->windows;
+    while (*at && (*at)->id.serial != draft->id.serial)
+        at = &(*at)->next;
+    return at;
+}
+
+static prs_window *find_window(prs_store *s, const prs_draft *draft)
 {
     prs_spin_lock(&s->window_lock);
-    prs_window **at = &s->windows;
-    while (*at && (*at)->id.serial != id->serial)
-        at = &(*at)->next;
-    prs_window *w = *at;
-    if (w && take)
+    prs_window *w = *link_to(s, draft);
+    prs_spin_unlock(&s->window_lock);
+    return w;
+}
+
+/* Find the window and remove it from the list. */
+static prs_window *take_window(prs_store *s, const prs_draft *draft)
+{
+    prs_spin_lock(&s->window_lock);
+    prs_window **at = link_to(s, draft), *w = *at;
+    if (w)
         *at = w->next;
     prs_spin_unlock(&s->window_lock);
     return w;
@@ -48,7 +63,7 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
         free(w);
         return rc;
     }
-    w->addr = PRS_POINT_ERRNO(window_mapped) ? (errno = ENOMEM, NULL) : prs_os_map(s->fd_rw, off, len, true);
+    w->addr = PRS_POINT_ERRNO(window_mapped) ? (errno = ENOMEM, NULL) : prs_os_map(s->fd_rw, off, len, PRS_WRITABLE);
     if (!w->addr) {
         rc = no_map(error, errno, "mapping a window");
         free(w);
@@ -78,7 +93,7 @@ int prs_window_open(prs_store *s, prs_draft *draft, prs_error *error)
 
 int prs_window_seal(prs_store *s, const prs_draft *draft, prs_error *error)
 {
-    prs_window *w = find(s, &draft->id, false);
+    prs_window *w = find_window(s, draft);
     if (!w)
         return prs_fail(error, PRS_E_INVAL, 0, "this object has no window in this process");
     int rc = prs_fds_repair(s, error);
@@ -108,22 +123,16 @@ static bool forsake(prs_window *w)
     return true;
 }
 
-bool prs_window_abandon(prs_store *s, const prs_draft *draft, bool keep)
+bool prs_window_forsake(prs_store *s, const prs_draft *draft)
 {
-    prs_window *w = find(s, &draft->id, !keep);
+    prs_window *w = find_window(s, draft);
     if (!w)
         return true;
     bool sealed = w->state == PRS_WINDOW_SEALED;
-    if (keep && !forsake(w))
+    if (!forsake(w))
         return false;
-    if (!keep) {
-        prs_os_unmap(w->addr, w->len);
-        free(w);
-    }
     if (sealed)
         prs_unpin(s, &draft->id);
-    if (!keep)
-        prs_keep_end(s);
     return true;
 }
 
@@ -139,7 +148,7 @@ void prs_windows_detach(prs_store *s)
 
 void prs_window_close(prs_store *s, const prs_draft *draft)
 {
-    prs_window *w = find(s, &draft->id, true);
+    prs_window *w = take_window(s, draft);
     if (!w)
         return;
     bool sealed = w->state == PRS_WINDOW_SEALED;
@@ -190,7 +199,7 @@ int prs_cow_open(prs_store *s, const prs_oid *id, const prs_view *view, void **m
             return PRS_OK;
         }
         /* unreached by tests (no test): the file was removed meanwhile */
-        if ((rc = prs_spill_map(s, id, view->size, true, &file)) < 0)
+        if ((rc = prs_spill_map(s, id, view->size, PRS_SPILL_COPY_ON_WRITE, &file)) < 0)
             return prs_fail(error, rc, 0, "the spill file of the object cannot be mapped");
         *map = *data = file->at;
         *map_len = file->len;

@@ -101,14 +101,14 @@ int prp_load_array_memory(prp_loader *L, PyObject *buffer, prp_array_memory *mem
 }
 
 static PyObject *build(prp_loader *L, PyObject *shape, PyObject *dtype, PyObject *buffer, int64_t offset,
-                       PyObject *strides, bool fortran, int flags)
+                       PyObject *strides, char order, int flags)
 {
     const prp_ndarray_api *numpy = PRP_FOREIGN(prp_ndarray());
     prp_array_memory memory;
     if (!numpy || prp_load_array_memory(L, buffer, &memory) <= 0)
         return NULL;
-    PyObject *array = PRP_FOREIGN(numpy->from_parts(shape, dtype, offset, strides, fortran, memory.data, memory.len,
-                                                    memory.base, memory.flags | flags));
+    PyObject *array = PRP_FOREIGN(numpy->from_parts(shape, dtype, offset, strides, order == 'F', memory.data,
+                                                    memory.len, memory.base, memory.flags | flags));
     Py_DECREF(memory.base);
     return array;
 }
@@ -120,7 +120,7 @@ PyObject *prp_load_array_call(prp_loader *L, PyObject *callable, PyObject *const
     Py_UCS4 order = PyUnicode_READ_CHAR(argv[3], 0);
     if ((order != 'C' && order != 'F') || PyUnicode_Check(argv[1]))
         return NULL;
-    return build(L, argv[2], argv[1], argv[0], 0, NULL, order == 'F', PRP_ARRAY_EXACT);
+    return build(L, argv[2], argv[1], argv[0], 0, NULL, (char)order, PRP_ARRAY_EXACT);
 }
 
 PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const *argv, Py_ssize_t n)
@@ -137,7 +137,7 @@ PyObject *prp_load_array_new(prp_loader *L, PyObject *callable, PyObject *const 
         if (overflow)
             return NULL;
     }
-    return build(L, argv[0], argv[1], argv[2], offset, n > 4 ? argv[4] : NULL, false, 0);
+    return build(L, argv[0], argv[1], argv[2], offset, n > 4 ? argv[4] : NULL, 'C', 0);
 }
 
 /* Match the opcodes with which numpy sets the byte order of a numeric dtype, with or without memo opcodes: (3, order,

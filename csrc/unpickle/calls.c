@@ -18,9 +18,9 @@ static PyObject *tuple_of(PyObject *const *argv, Py_ssize_t n)
 
 /* ---- NEWOBJ ------------------------------------------------------------------------------------------------------ */
 
-PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *kwargs, bool ex)
+PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *kwargs)
 {
-    const char *opcode = ex ? "NEWOBJ_EX" : "NEWOBJ";
+    const char *opcode = kwargs ? "NEWOBJ_EX" : "NEWOBJ";
     if (!PyType_Check(cls))
         return prp_load_malformed("%s class argument must be a type, not %.200s", opcode, Py_TYPE(cls)->tp_name);
     PyTypeObject *type = (PyTypeObject *)cls;
@@ -28,7 +28,7 @@ PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *k
         return prp_load_malformed("%s class argument '%.200s' doesn't have __new__", opcode, Py_TYPE(cls)->tp_name);
     if (!PyTuple_Check(args))
         return prp_load_malformed("%s args argument must be a tuple, not %.200s", opcode, Py_TYPE(args)->tp_name);
-    if (ex && !PyDict_Check(kwargs))
+    if (kwargs && !PyDict_Check(kwargs))
         return prp_load_malformed("%s kwargs argument must be a dict, not %.200s", opcode, Py_TYPE(kwargs)->tp_name);
     if (prp_load_foreign(L) < 0)
         return NULL;
@@ -62,7 +62,7 @@ PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv
             return new_tuple(type, n, argv);
     }
     PyObject *made = args ? NULL : tuple_of(argv, n);
-    PyObject *instance = args || made ? prp_load_new(L, cls, args ? args : made, NULL, false) : NULL;
+    PyObject *instance = args || made ? prp_load_new(L, cls, args ? args : made, NULL) : NULL;
     PRP_FOREIGN_VOID(Py_XDECREF(made));
     return instance;
 }

@@ -24,7 +24,7 @@ void prp_load_drop_chunk(prp_loader *L)
 }
 
 /* Use `data`, which a method of the file returned, as the chunk, and steal the reference. */
-static int take_chunk(prp_loader *L, PyObject *data, bool peeked)
+static int take_chunk(prp_loader *L, PyObject *data)
 {
     Py_buffer view;
     prp_load_drop_chunk(L);
@@ -36,7 +36,16 @@ static int take_chunk(prp_loader *L, PyObject *data, bool peeked)
     L->chunk_owner = data;
     L->p = L->chunk = L->chunk_view.buf;
     L->end = L->p + L->chunk_view.len;
-    L->peeked = peeked;
+    L->peeked = false;
+    return 0;
+}
+
+/* Do the same with bytes that the file will return again. */
+static int take_peeked_chunk(prp_loader *L, PyObject *data)
+{
+    if (take_chunk(L, data) < 0)
+        return -1;
+    L->peeked = true;
     return 0;
 }
 
@@ -158,14 +167,14 @@ int prp_load_refill(prp_loader *L, size_t need)
         else
             Py_CLEAR(rest);
         Py_XDECREF(data);
-        if (!rest || take_chunk(L, rest, false) < 0)
+        if (!rest || take_chunk(L, rest) < 0)
             return -1;
     } else {
         if (L->peek && need < PEEK_SIZE) {
             PyObject *data =
                 prp_load_foreign(L) < 0 ? NULL : PRP_FOREIGN(PyObject_CallFunction(L->peek, "i", PEEK_SIZE));
             if (data) {
-                if (take_chunk(L, data, true) < 0)
+                if (take_peeked_chunk(L, data) < 0)
                     return -1;
                 if ((size_t)(L->end - L->p) >= need)
                     return 0;
@@ -178,7 +187,7 @@ int prp_load_refill(prp_loader *L, size_t need)
             }
         }
         PyObject *data = read_exactly(L, need);
-        if (!data || take_chunk(L, data, false) < 0)
+        if (!data || take_chunk(L, data) < 0)
             return -1;
     }
     return (size_t)(L->end - L->p) >= need ? 0 : prp_load_truncated();
@@ -207,7 +216,7 @@ Py_ssize_t prp_load_line(prp_loader *L, const char **line)
         } else {
             Py_XDECREF(rest);
         }
-        if (!data || take_chunk(L, data, false) < 0)
+        if (!data || take_chunk(L, data) < 0)
             return -1;
         if (L->end == L->p || L->end[-1] != '\n')
             return prp_load_truncated();
@@ -296,14 +305,14 @@ static Py_ssize_t read_into(prp_loader *L, PyObject *owner, char *to, size_t n)
     return got;
 }
 
-PyObject *prp_load_bytes(prp_loader *L, size_t n, bool mutable_)
+PyObject *prp_load_bytes(prp_loader *L, size_t n, prp_bytes_kind kind)
 {
     if ((size_t)(L->end - L->p) < n && leave_frame(L) < 0)
         return NULL;
     size_t left = (size_t)(L->end - L->p);
     if (left >= n) {
-        PyObject *result = mutable_ ? PyByteArray_FromStringAndSize((const char *)L->p, (Py_ssize_t)n)
-                                    : PyBytes_FromStringAndSize((const char *)L->p, (Py_ssize_t)n);
+        PyObject *result = kind == PRP_BYTEARRAY ? PyByteArray_FromStringAndSize((const char *)L->p, (Py_ssize_t)n)
+                                                 : PyBytes_FromStringAndSize((const char *)L->p, (Py_ssize_t)n);
         L->p += n;
         return result;
     }
@@ -312,8 +321,8 @@ PyObject *prp_load_bytes(prp_loader *L, size_t n, bool mutable_)
         return NULL;
     }
     size_t room = n < left + FIRST_PIECE ? n : left + FIRST_PIECE, got = left;
-    PyObject *result = mutable_ ? PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)room)
-                                : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)room);
+    PyObject *result = kind == PRP_BYTEARRAY ? PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)room)
+                                             : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)room);
     if (!result)
         return NULL;
     memcpy(writable_data(result), L->p, left);

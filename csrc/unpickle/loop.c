@@ -287,7 +287,7 @@ static PyObject *text_get(prp_loader *L)
 
 static PyObject *text_global(prp_loader *L)
 {
-    PyObject *module = prp_load_text_name(L, false), *name = module ? prp_load_text_name(L, false) : NULL;
+    PyObject *module = prp_load_text_name(L), *name = module ? prp_load_text_name(L) : NULL;
     PyObject *value = name ? prp_load_global(L, module, name) : NULL;
     Py_XDECREF(module);
     Py_XDECREF(name);
@@ -299,7 +299,7 @@ static PyObject *load_inst(prp_loader *L)
     Py_ssize_t at = prp_load_pop_mark(L);
     if (at < 0)
         return NULL;
-    PyObject *module = prp_load_text_name(L, false), *name = module ? prp_load_text_name(L, false) : NULL;
+    PyObject *module = prp_load_text_name(L), *name = module ? prp_load_text_name(L) : NULL;
     PyObject *cls = name ? prp_load_global(L, module, name) : NULL;
     Py_XDECREF(module);
     Py_XDECREF(name);
@@ -378,7 +378,7 @@ static PyObject *load_newobj(prp_loader *L, bool ex)
     PyObject *kwargs = ex ? *--L->sp : NULL, *args = *--L->sp, *cls = *--L->sp;
     PyObject *obj = !ex && PyTuple_CheckExact(args)
                         ? prp_load_new_fused(L, cls, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args), args)
-                        : prp_load_new(L, cls, args, kwargs, ex);
+                        : prp_load_new(L, cls, args, kwargs);
     PyObject *used[3] = {cls, args, kwargs};
     for (int i = 0; i < 2 + ex; i++)
         if (prp_load_drop(L, used[i]) < 0)
@@ -700,21 +700,21 @@ static PyObject *run(prp_loader *L)
             NEED(4);
             size_t n = le32(p);
             p += 4;
-            CALL_PUSH(prp_load_bytes(L, n, false));
+            CALL_PUSH(prp_load_bytes(L, n, PRP_BYTES));
             continue;
         }
         case OP_BINBYTES8:
         case OP_BYTEARRAY8: {
-            bool mutable_ = p[-1] == OP_BYTEARRAY8;
+            prp_bytes_kind kind = p[-1] == OP_BYTEARRAY8 ? PRP_BYTEARRAY : PRP_BYTES;
             NEED(8);
             uint64_t length = le64(p);
             p += 8;
             if (length > PY_SSIZE_T_MAX) {
                 PyErr_Format(PyExc_OverflowError, "%s exceeds system's maximum size of %zd bytes",
-                             mutable_ ? "BYTEARRAY8" : "BINBYTES", PY_SSIZE_T_MAX);
+                             kind == PRP_BYTEARRAY ? "BYTEARRAY8" : "BINBYTES", PY_SSIZE_T_MAX);
                 goto failed_saved;
             }
-            CALL_PUSH(prp_load_bytes(L, (size_t)length, mutable_));
+            CALL_PUSH(prp_load_bytes(L, (size_t)length, kind));
             continue;
         }
         case OP_SHORT_BINSTRING: {
@@ -1085,7 +1085,7 @@ static PyObject *run(prp_loader *L)
             continue;
         case OP_PERSID: {
             SAVE();
-            PyObject *pid = prp_load_text_name(L, true);
+            PyObject *pid = prp_load_text_pid(L);
             if (!pid) {
                 if (PyErr_ExceptionMatches(PyExc_UnicodeDecodeError))
                     prp_load_malformed("persistent IDs in protocol 0 must be ASCII strings");

@@ -137,7 +137,7 @@ prp_loader *prp_loader_new(void)
 void prp_loader_clear(prp_loader *L)
 {
     prp_load_discard_stack(L);
-    prp_load_memo_clear(L, false); /* clear the memo first, then the records that its tags refer to */
+    prp_load_memo_clear(L); /* clear the memo first, then the records that its tags refer to */
     prp_load_drop_unmade(L);
     prp_load_drop_chunk(L);
     Py_CLEAR(L->read);
@@ -235,7 +235,7 @@ void prp_loader_release(prp_loader *L)
     if (L->sp != L->stack || L->mark_count)
         prp_load_discard_stack(L);
     if (L->memo.top || L->memo.sparse)
-        prp_load_memo_clear(L, true);
+        prp_load_memo_empty(L);
     if (L->unmade_count)
         prp_load_drop_unmade(L);
     if (L->chunk_owner)

@@ -145,7 +145,8 @@ static void drop_entries(prp_load_memo *memo)
         PRP_FOREIGN_VOID(Py_DECREF(memo->sparse));
 }
 
-void prp_load_memo_clear(prp_loader *L, bool keep_memory)
+/* Empty the memo, and return the old one without its entries; the caller owns its table. */
+static prp_load_memo detach(prp_loader *L)
 {
     /* Releasing an object may run code that uses this memo, and that code must find the memo empty. */
     prp_load_memo old = L->memo;
@@ -156,7 +157,19 @@ void prp_load_memo_clear(prp_loader *L, bool keep_memory)
     drop_entries(&old);
     if (type)
         PyErr_Restore(type, value, traceback);
-    if (keep_memory && !L->memo.entries && old.capacity <= KEEP_ENTRIES) {
+    return old;
+}
+
+void prp_load_memo_clear(prp_loader *L)
+{
+    prp_load_memo old = detach(L);
+    PyMem_Free(old.entries);
+}
+
+void prp_load_memo_empty(prp_loader *L)
+{
+    prp_load_memo old = detach(L);
+    if (!L->memo.entries && old.capacity <= KEEP_ENTRIES) {
         L->memo.entries = old.entries;
         L->memo.capacity = old.capacity;
     } else {

@@ -140,14 +140,24 @@ PyObject *prp_load_text_unicode(prp_loader *L)
     return value;
 }
 
-/* Read the name of a module or class, or, with `ascii`, a persistent id, which may be empty. */
-PyObject *prp_load_text_name(prp_loader *L, bool ascii)
+/* Read the name of a module or class. */
+PyObject *prp_load_text_name(prp_loader *L)
 {
     text_line line;
-    if (get_line(L, &line, ascii ? 1 : 2) < 0)
+    if (get_line(L, &line, 2) < 0)
         return NULL;
-    PyObject *value = ascii ? PyUnicode_DecodeASCII(line.text, line.len - 1, "strict")
-                            : PyUnicode_DecodeUTF8(line.text, line.len - 1, "strict");
+    PyObject *value = PyUnicode_DecodeUTF8(line.text, line.len - 1, "strict");
+    free_line(&line);
+    return value;
+}
+
+/* Read a persistent id, which may be empty. */
+PyObject *prp_load_text_pid(prp_loader *L)
+{
+    text_line line;
+    if (get_line(L, &line, 1) < 0)
+        return NULL;
+    PyObject *value = PyUnicode_DecodeASCII(line.text, line.len - 1, "strict");
     free_line(&line);
     return value;
 }

@@ -169,8 +169,9 @@ extern bool prp_load_strict_frames; /* opcodes may not cross the end of a frame,
 extern int prp_load_int_base;       /* base for INT and LONG: 10, or 0 to read them as int(text, 0) would */
 /* Consume a line with its newline, and return its length, or -1. The pointer is valid until the next read. */
 Py_ssize_t prp_load_line(prp_loader *L, const char **line);
-/* Read a bytes or bytearray of `n` bytes, from the rest of the chunk and then from the file. */
-PyObject *prp_load_bytes(prp_loader *L, size_t n, bool mutable_);
+typedef enum { PRP_BYTES, PRP_BYTEARRAY } prp_bytes_kind;
+/* Read an object of `n` bytes, from the rest of the chunk and then from the file. */
+PyObject *prp_load_bytes(prp_loader *L, size_t n, prp_bytes_kind kind);
 /* At the end of a load, advance the file to just after the last byte consumed. */
 int prp_load_settle(prp_loader *L);
 void prp_load_drop_chunk(prp_loader *L);
@@ -219,7 +220,10 @@ static inline int prp_load_memoize(prp_loader *L, PyObject *value)
     return prp_load_memo_put(L, (size_t)memo->used, value);
 }
 PyObject *prp_load_memo_get_slow(prp_loader *L, size_t index); /* new reference, NULL with an exception */
-void prp_load_memo_clear(prp_loader *L, bool keep_memory);
+/* Release the entries and the memory of the table. */
+void prp_load_memo_clear(prp_loader *L);
+/* Do the same, but keep the memory of a small table for the next load. */
+void prp_load_memo_empty(prp_loader *L);
 PyObject *prp_load_memo_copy(prp_loader *L);
 int prp_load_memo_replace(prp_loader *L, PyObject *dict);
 
@@ -348,7 +352,8 @@ bool prp_load_fill(const prp_class_plan *plan, PyObject *obj, PyObject *const *v
  * the stack and the mark is removed, or the pairs read so far are on the stack. */
 Py_ssize_t prp_load_fields(prp_loader *L, const uint8_t *start, const uint8_t *end);
 #endif
-PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *kwargs, bool ex);
+/* Execute NEWOBJ_EX or, if `kwargs` is NULL, NEWOBJ. */
+PyObject *prp_load_new(prp_loader *L, PyObject *cls, PyObject *args, PyObject *kwargs);
 /* Call cls.__new__(cls, *argv) without stealing references. `args` is argv as a tuple if one exists already, else
  * NULL. */
 PyObject *prp_load_new_fused(prp_loader *L, PyObject *cls, PyObject *const *argv, Py_ssize_t n, PyObject *args);
@@ -392,7 +397,8 @@ PyObject *prp_load_text_float(prp_loader *L);
 PyObject *prp_load_text_string(prp_loader *L);
 PyObject *prp_load_text_unicode(prp_loader *L);
 PyObject *prp_load_old_string(prp_loader *L, const char *data, size_t n);
-PyObject *prp_load_text_name(prp_loader *L, bool ascii);
+PyObject *prp_load_text_name(prp_loader *L);
+PyObject *prp_load_text_pid(prp_loader *L);
 int prp_load_text_index(prp_loader *L, Py_ssize_t *index);
 
 /* ---- strings.c --------------------------------------------------------------------------------------------------- */

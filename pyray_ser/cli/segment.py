@@ -41,7 +41,8 @@ _TRAILER = struct.Struct("<4sHBBQQQQQ16x")
 _RAW = 0
 # Kinds of links by which one object holds another.
 _EDGES = (3, 6)
-_LINK_FIELDS = ("slot", "generation", "kind", "owner", "owner_tag", "next", "created", "pid")
+# The fields of an edge. Links of other kinds have a client or a name in place of the outer object.
+_LINK_FIELDS = ("slot", "generation", "kind", "outer_slot", "outer_generation", "next", "created", "pid")
 
 
 class Holder(NamedTuple):
@@ -176,7 +177,7 @@ class Segment:
 
         links: NDArray[Any] = self._link_table()
         found = links[(links["inner"] == record["serial"]) & numpy.isin(links["kind"], _EDGES)]
-        return [(int(link["owner"]), int(link["owner_tag"])) for link in found]
+        return [(int(link["outer_slot"]), int(link["outer_generation"])) for link in found]
 
     def _link_table(self) -> NDArray[Any]:
         import numpy

@@ -108,7 +108,8 @@ cdef extern from "store/prs.h" nogil:
     int prs_add_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error) noexcept
     int prs_add_bytes_edge(prs_store *store, prs_draft *draft, const prs_oid *inner, prs_error *error) noexcept
     int prs_seal(prs_store *store, prs_draft *draft, prs_error *error) noexcept
-    void prs_abort(prs_store *store, prs_draft *draft, cbool keep_window) noexcept
+    void prs_abort(prs_store *store, prs_draft *draft) noexcept
+    void prs_abort_keep_window(prs_store *store, prs_draft *draft) noexcept
     void prs_window_close(prs_store *store, const prs_draft *draft) noexcept
 
     ctypedef struct prs_view:
@@ -117,6 +118,10 @@ cdef extern from "store/prs.h" nogil:
 
     int prs_pin(prs_store *store, const prs_oid *id, prs_view *view) noexcept
     int prs_pin_named(prs_store *store, const prs_oid *id, prs_view *view) noexcept
+    ctypedef enum prs_pin_kind:
+        PRS_PIN_PLAIN
+        PRS_PIN_NAMED
+
     void prs_unpin(prs_store *store, const prs_oid *id) noexcept
     int prs_ref(prs_store *store, const prs_oid *id) noexcept
     void prs_unref(prs_store *store, const prs_oid *id) noexcept
@@ -226,7 +231,7 @@ cdef extern from "store/prs.h" nogil:
         prs_spill_trailer trailer
         uint8_t *at
 
-    int prs_restore_begin(prs_store *store, const prs_oid *id, cbool named, prs_restore *restore,
+    int prs_restore_begin(prs_store *store, const prs_oid *id, prs_pin_kind kind, prs_restore *restore,
                           prs_error *error) noexcept
     int prs_restore_read(const prs_restore *restore, uint64_t at, void *to, size_t n) noexcept
     int prs_restore_end(prs_store *store, prs_restore *restore, prs_view *view) noexcept
@@ -287,7 +292,8 @@ cdef extern from "store/prs.h" nogil:
 
     const char *prs_spill_directory(const prs_store *store) noexcept
     int prs_snapshot(prs_store **out, const char *path, char *spill_dir, prs_error *error) noexcept
-    int prs_spill_clean(const char *directory, cbool dry) noexcept
+    int prs_spill_count_ended(const char *directory) noexcept
+    int prs_spill_clean(const char *directory) noexcept
     int prs_check(prs_store *store, prs_error *error) noexcept
     void prs_deferred_run_all(prs_store *store) noexcept
     cbool prs_is_orphan(const prs_store *store) noexcept

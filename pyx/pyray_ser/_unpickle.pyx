@@ -25,7 +25,7 @@ cdef extern from "unpickler.h":
     object prp_load_find_class(prp_loader *loader, object module, object name)
     object prp_load_memo_copy(prp_loader *loader)
     int prp_load_memo_replace(prp_loader *loader, dict memo) except -1
-    void prp_load_memo_clear(prp_loader *loader, bint keep_memory)
+    void prp_load_memo_clear(prp_loader *loader)
     int prp_loader_traverse(prp_loader *loader, visitproc visit, void *arg)
     void prp_loader_clear(prp_loader *loader)
     object prp_loads_function(object module_name)
@@ -218,7 +218,7 @@ cdef class UnpicklerMemoProxy:
     def clear(self):
         """Remove all items."""
         self.unpickler.check_idle()
-        prp_load_memo_clear(self.unpickler.loader, False)
+        prp_load_memo_clear(self.unpickler.loader)
 
     def copy(self):
         """Return the memo as a dict from index to object."""

@@ -104,7 +104,7 @@ __attribute__((unused)) static const char *wrong_links(prs_store *s)
         uint32_t state = prs_word_state(prs_load_seqcst(&slot->word));
         if (state == PRS_STATE_SEALED && prs_links_all(prs_load_seqcst(&slot->links)) != count[i])
             wrong = "a slot's count of links is wrong";
-        if (state == PRS_STATE_SEALED && !prs_held(s, slot, prs_load_seqcst(&slot->word) & PRS_WORD_FREED))
+        if (state == PRS_STATE_SEALED && !prs_held(s, slot, prs_load_seqcst(&slot->word)))
             wrong = "a sealed object is held by nobody and was not freed";
         if (state == PRS_STATE_FREEING || state == PRS_STATE_SPILLING)
             wrong = "a slot was left FREEING or SPILLING";
@@ -211,7 +211,7 @@ __attribute__((unused)) static int try_put(prs_store *s, uint64_t size, uint64_t
         rc = prs_write(s, &d, 0, bytes, size, e);
         free(bytes);
         if (rc < 0) {
-            prs_abort(s, &d, false);
+            prs_abort(s, &d);
             return rc;
         }
     }

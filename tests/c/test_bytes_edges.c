@@ -115,7 +115,7 @@ TEST(freed_bytes_that_are_pinned_can_be_referred_to)
     prs_draft given_up = referring(s, &inner);
     prs_unref(s, &outer);
     check_named(s, &inner, 70000, 4);
-    prs_abort(s, &given_up, false);
+    prs_abort(s, &given_up);
     prs_deferred_run_all(s);
     CHECK(prs_pin_named(s, &inner, &v) < 0);
     prs_unref(s, &inner);

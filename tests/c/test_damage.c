@@ -231,7 +231,7 @@ static const char *damage_link(struct scene *c, int which)
     case 1:
         SAYS("holds no slot", edge->slot = published);
     case 2:
-        SAYS("belongs to no object", edge->owner = published);
+        SAYS("belongs to no object", edge->owner.outer.slot = published);
     case 3:
         SAYS("names a younger object", edge->inner = c->outer.serial);
     case 4:
@@ -255,7 +255,7 @@ static const char *damage_link(struct scene *c, int which)
     case 13:
         SAYS("does not hold its object", c->name->link = c->token);
     case 14:
-        SAYS("does not hold its object", named->owner = 1);
+        SAYS("does not hold its object", named->owner.name.entry = 1);
     case 15:
         SAYS("does not hold its object", named->inner++);
     case 16:

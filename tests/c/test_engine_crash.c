@@ -87,7 +87,7 @@ static void give_up(struct scene *c)
         prs_draft d;
         prs_error e;
         CHECK_EQ(prs_alloc(c->s, i % 2 ? 100 : 400 * 1024, 0, &d, &e), PRS_OK);
-        prs_abort(c->s, &d, false);
+        prs_abort(c->s, &d);
     }
 }
 

@@ -180,7 +180,7 @@ static void windows(struct scene *c)
         rc = prs_seal(c->s, &d, &e);
         if (rc < 0) {
             told(rc, &e);
-            prs_abort(c->s, &d, false);
+            prs_abort(c->s, &d);
             continue;
         }
         prs_view v;

@@ -37,11 +37,11 @@ static uint32_t bare_slot(prs_store *s)
     return prs_slot_take(s);
 }
 
-static bool piece_alloc(prs_store *s, uint64_t size, bool paged, struct piece *p)
+static bool piece_alloc(prs_store *s, uint64_t size, prs_packing packing, struct piece *p)
 {
     uint32_t i = bare_slot(s);
     CHECK(i != PRS_NIL);
-    uint32_t e = prs_extent_alloc(s, size, paged, i);
+    uint32_t e = prs_extent_alloc(s, size, packing, i);
     if (e == PRS_NIL) {
         prs_slot_give(s, i);
         return false;
@@ -84,7 +84,7 @@ static void against_the_model(uint64_t capacity, bool paged_too, uint64_t seed, 
         } else {
             uint64_t size = (r >> 20) % 7 < 5 ? (r >> 24) % 3000 : (r >> 24) % (capacity / 20);
             bool paged = paged_too && (r >> 60) % 3 == 0;
-            if (piece_alloc(s, size, paged, p)) {
+            if (piece_alloc(s, size, paged ? PRS_PAGED : PRS_PACKED, p)) {
                 CHECK(p->size >= size && p->size < size + (paged ? PRS_PAGE : PRS_UNIT) + (size == 0) * PRS_PAGE);
                 CHECK(p->off % (paged ? PRS_PAGE : PRS_UNIT) == 0 && p->off + p->size <= capacity);
                 for (int i = 0; i < LIVE; i++)
@@ -194,14 +194,14 @@ TEST(what_was_freed_last_comes_back_first)
         CHECK_EQ(prs_alloc(s, sizes[k], 0, &b, &e), PRS_OK);
         prs_oid behind = put(s, sizes[k], 1);
         uint64_t first = a.off, last = b.off;
-        prs_abort(s, &a, false);
-        prs_abort(s, &b, false);
+        prs_abort(s, &a);
+        prs_abort(s, &b);
         CHECK_EQ(prs_alloc(s, sizes[k], 0, &c, &e), PRS_OK);
         CHECK_EQ(c.off, last);
         CHECK_EQ(prs_alloc(s, sizes[k], 0, &a, &e), PRS_OK);
         CHECK_EQ(a.off, first);
-        prs_abort(s, &a, false);
-        prs_abort(s, &c, false);
+        prs_abort(s, &a);
+        prs_abort(s, &c);
         prs_unref(s, &keep);
         prs_unref(s, &between);
         prs_unref(s, &behind);

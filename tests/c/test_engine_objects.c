@@ -59,7 +59,7 @@ TEST(impossible_sizes_are_refused)
     uint8_t byte = 1;
     CHECK_EQ(prs_write(s, &d, 8 * MIB, &byte, 1, &e), PRS_E_INVAL);
     CHECK_EQ(prs_write(s, &d, UINT64_MAX, &byte, 2, &e), PRS_E_INVAL);
-    prs_abort(s, &d, false);
+    prs_abort(s, &d);
     CHECK_EMPTY(s);
     close_store(s);
 }
@@ -456,7 +456,7 @@ TEST(aborted_windows_show_zeros_or_nothing)
     uint8_t *window = d.window;
     memset(window, 7, MIB);
     prs_oid id = d.id;
-    prs_abort(s, &d, true);
+    prs_abort_keep_window(s, &d);
     CHECK_EQ(prs_state(s, &id), PRS_E_LOST);
     prs_oid other = put(s, MIB, 1);
     CHECK_EQ(window[0], 0);
@@ -466,7 +466,7 @@ TEST(aborted_windows_show_zeros_or_nothing)
     prs_unref(s, &other);
     CHECK_EQ(prs_alloc(s, MIB, PRS_ALLOC_WINDOW, &d, &e), PRS_OK);
     window = d.window;
-    prs_abort(s, &d, false);
+    prs_abort(s, &d);
     CHECK_EQ(msync(window, 4096, MS_ASYNC), -1); /* the window is unmapped */
     CHECK_EMPTY(s);
     close_store(s);
@@ -488,7 +488,7 @@ TEST(windows_belong_to_the_parent)
         prs_error mine = {0};
         CHECK_EQ(window[1], 42);
         CHECK_EQ(prs_seal(s, &d, &mine), PRS_E_INVAL);
-        prs_abort(s, &d, true);
+        prs_abort_keep_window(s, &d);
         CHECK_STORE(s);
         _exit(0);
     }
@@ -518,7 +518,7 @@ TEST(child_lets_go_of_the_parents_draft)
     if (pid == 0) {
         child_setup(10);
         char c;
-        prs_abort(s, &d, false);
+        prs_abort(s, &d);
         CHECK(write(done[1], "x", 1) == 1);
         CHECK(read(go[0], &c, 1) == 1); /* the client is alive, but holds nothing */
         _exit(0);
@@ -683,10 +683,10 @@ TEST(edges_and_free)
     CHECK_EQ(prs_add_edge(s, &younger, &outer, &e), PRS_OK);
     prs_unref(s, &outer);
     CHECK_EQ(prs_state(s, &outer), PRS_OK);
-    prs_abort(s, &younger, false); /* the edges of a draft end with the draft */
+    prs_abort(s, &younger); /* the edges of a draft end with the draft */
     prs_deferred_run_all(s);
     CHECK_EQ(prs_state(s, &outer), PRS_E_LOST);
-    prs_abort(s, &d, false);
+    prs_abort(s, &d);
     CHECK_EMPTY(s);
     close_store(s);
 }
@@ -800,7 +800,7 @@ TEST(waiters_are_woken_by_seal_and_abort)
         uint32_t epoch = prs_epoch(t);
         uint64_t start = test_now_ns();
         if (aborts)
-            prs_abort(s, &d, false);
+            prs_abort(s, &d);
         else
             CHECK_EQ(prs_seal(s, &d, &e), PRS_OK);
         for (int i = 0; i < 3; i++)
@@ -883,7 +883,7 @@ TEST(a_signal_ends_the_wait)
     CHECK_EQ(prs_wait_epoch(s, prs_epoch(s), -1), PRS_E_INTR);
     setitimer(ITIMER_REAL, &none, NULL);
     sigaction(SIGALRM, &old, NULL);
-    prs_abort(s, &d, false);
+    prs_abort(s, &d);
     CHECK_EMPTY(s);
     close_store(s);
 }

@@ -183,7 +183,7 @@ static void exercise(prs_store *s)
             prs_token_drop(s, &kept[i], &token);
         if (prs_alloc(s, 64, PRS_ALLOC_ORDERED, &d, &e) == PRS_OK) {
             (void)prs_add_edge(s, &d, &kept[i], &e);
-            prs_abort(s, &d, false);
+            prs_abort(s, &d);
         }
         prs_unref(s, &kept[i]);
     }

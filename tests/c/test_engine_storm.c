@@ -147,7 +147,7 @@ static void step(prs_store *s, struct mine *mine, uint64_t *rng, int depth)
             if (d.window)
                 memset(d.window, 0x5A, d.size);
             if ((r >> 61) & 1) {
-                prs_abort(s, &d, false);
+                prs_abort(s, &d);
             } else {
                 if ((rc = prs_seal(s, &d, &e)) != PRS_OK)
                     fail("seal", rc, &e);

@@ -168,7 +168,7 @@ static void step(struct worker *w)
             rc = prs_add_edge(w->s, &d, &seen.id, &e);
             prs_unref(w->s, &seen.id);
             if (rc == PRS_E_LOST) { /* another thread freed the object meanwhile */
-                prs_abort(w->s, &d, false);
+                prs_abort(w->s, &d);
                 return;
             }
             if (rc != PRS_OK)
@@ -205,7 +205,7 @@ static void step(struct worker *w)
             pthread_mutex_unlock(&b->lock);
         }
         if (r >> 63) {
-            prs_abort(w->s, &d, false);
+            prs_abort(w->s, &d);
         } else {
             if ((rc = prs_seal(w->s, &d, &e)) != PRS_OK)
                 WRONG(w, "seal", rc);
@@ -379,7 +379,7 @@ static void *give_up(void *arg)
     CHECK_EQ(prs_alloc(arg, 30000, 0, &d, &e), PRS_OK);
     memset(d.dst, 1, 30000); /* only one access, because ThreadSanitizer has a short history */
     given_up = d.off;
-    prs_abort(arg, &d, false); /* puts the slot into the magazine, without a lock */
+    prs_abort(arg, &d); /* puts the slot into the magazine, without a lock */
     prs_store_relaxed(&done, 2);
     return NULL;
 }
@@ -392,7 +392,7 @@ static void *take_anew(void *arg)
     CHECK_EQ(prs_alloc(arg, 20000, 0, &d, &e), PRS_OK);
     memset(d.dst, 2, 20000);
     taken = d.off;
-    prs_abort(arg, &d, false);
+    prs_abort(arg, &d);
     return NULL;
 }
 

@@ -98,7 +98,7 @@ TEST(windows_outlive_their_handle_in_every_state)
     prs_draft open = window(t, SIZE), sealed = window(t, SIZE), aborted = window(t, SIZE);
     void *at = aborted.window;
     CHECK_EQ(prs_seal(t, &sealed, &e), PRS_OK);
-    prs_abort(t, &aborted, true);
+    prs_abort_keep_window(t, &aborted);
     aborted.window = at;
     CHECK(all(&aborted, SIZE, 0));
     memset(at, 1, SIZE); /* the memory is private now */

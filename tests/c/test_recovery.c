@@ -306,7 +306,7 @@ TEST(edges_of_a_slot_that_was_retired_or_used_again_are_buried_by_the_thief)
         prs_unref(s, &outer);
         if (how == 0) { /* the slot is in a magazine, where no code searches for edges that a rebuild adds */
             CHECK_EQ(prs_word_state(prs_load_seqcst(&slot->word)), PRS_STATE_RESERVED);
-            s->links[edge].owner_tag = prs_word_generation(prs_load_seqcst(&slot->word));
+            s->links[edge].owner.outer.generation = prs_word_generation(prs_load_seqcst(&slot->word));
         } else if (how == 1) {
             prs_magazines_flush(s);
             CHECK_EQ(prs_word_state(prs_load_seqcst(&slot->word)), PRS_STATE_FREE);
@@ -338,7 +338,7 @@ TEST(a_thief_goes_on_with_its_own_edges)
     CHECK_EQ(prs_lock(s, PRS_SECOND, NULL), PRS_OK);
     prs_link_splice(s, outer.slot);
     s->dying = s->links[torn].next_edge; /* simulates a dead client that had adopted only a part of the chain */
-    s->links[torn].owner = PRS_NIL;
+    s->links[torn].owner.client.index = PRS_NIL;
     prs_unlock(s);
     steal(s);
     prs_deferred_run_all(s);

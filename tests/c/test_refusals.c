@@ -110,7 +110,7 @@ TEST(an_orphan_only_lets_go)
         prs_unref(s, &unpinned), prs_unref(s, &unpinned);
         CHECK_EQ(stats_of(s).largest_free, 0); /* the value is not available without the lock */
         CHECK_EQ(prs_seal(s, &mine, &e), PRS_E_INVAL);
-        prs_abort(s, &mine, false);
+        prs_abort(s, &mine);
         close(s->fd_rw), close(s->fd_ro), close(s->fd_lock); /* reopened, without becoming a client */
         void *map;
         size_t len;
@@ -221,8 +221,8 @@ TEST(what_makes_no_sense_is_refused)
     gone = d;
     gone.id.generation++;
     CHECK_EQ(prs_seal(s, &gone, &e), PRS_E_INVAL);
-    prs_abort(s, &d, false); /* no effect, because the object is sealed */
-    prs_abort(s, &gone, false);
+    prs_abort(s, &d); /* no effect, because the object is sealed */
+    prs_abort(s, &gone);
     CHECK_EQ(prs_state(s, &d.id), PRS_OK);
 
     prs_spill_job job;
@@ -300,7 +300,7 @@ TEST(windows_that_are_not_there)
     prs_window_close(s, &copy); /* the window was unmapped before it was sealed */
     CHECK_EQ(prs_seal(s, &d[1], &e), PRS_E_INVAL);
     prs_window_close(s, &copy);
-    prs_abort(s, &d[1], false);
+    prs_abort(s, &d[1]);
     CHECK_EQ(prs_seal(s, &d[2], &e), PRS_OK);
     CHECK_EQ(verify(s, &d[2].id, 36000, 5), PRS_OK);
     prs_window_close(s, &d[0]), prs_window_close(s, &d[2]);
@@ -428,14 +428,14 @@ TEST(without_memory_every_put_is_an_error)
     static const ptrdiff_t shape = 131072, stride = 8;
     uint8_t *bytes = calloc(8, 131072);
     CHECK_EQ(prs_write_strided(s, &d, 0, bytes, 1, &shape, &stride, 8, &e), PRS_E_BACKING);
-    prs_abort(s, &d, false);
+    prs_abort(s, &d);
     prs_token token; /* the table of links cannot be backed, so the sticky holder holds `kept` */
     CHECK_EQ(prs_token_take(s, &kept, PRS_TOKEN_ONCE, &token), PRS_OK);
     CHECK(token.index == 0 && prs_load_seqcst(&prs_slot_at(s, kept.slot)->holders[0]) & 1);
     CHECK_EQ(prs_name_bind(s, "n", 1, &kept, 0, &e), PRS_E_BACKING);
     CHECK_EQ(prs_alloc(s, 10, PRS_ALLOC_ORDERED, &d, &e), PRS_OK);
     CHECK_EQ(prs_add_edge(s, &d, &kept, &e), PRS_E_BACKING);
-    prs_abort(s, &d, false);
+    prs_abort(s, &d);
     prs_store *t = store_with((prs_options){.capacity = MIB});
     (void)prs_headroom_open_at(&t->headroom, root);
     CHECK_EQ(try_put(t, 10, 1, &id, &e), PRS_E_BACKING); /* there is no memory even for slots */
@@ -584,7 +584,7 @@ TEST(without_the_lock_or_the_tables_nothing_changes)
         CHECK_EQ(stats_of(s).objects, 2);
         CHECK_EQ(stats_of(s).in_flight, 1);
         CHECK_EQ(stats_of(s).unsealed, 1);
-        prs_abort(s, &a.outer, false);
+        prs_abort(s, &a.outer);
         CHECK_EQ(verify(t, &a.id, 70000, 2), PRS_OK);
         CHECK_EQ(verify(t, &a.inner, 70000, 1), PRS_OK);
         close_store(t);
@@ -787,7 +787,7 @@ TEST(without_descriptors_nothing_is_made_and_nothing_kept)
     SEVERAL_PROCESSES();
     CHECK(mkdtemp(strcpy(spill_dir, "/var/tmp/prs-refusals-XXXXXX")));
     in_child(few_descriptors);
-    prs_spill_clean(spill_dir, false); /* the next creation would remove the files of a failed one */
+    prs_spill_clean(spill_dir); /* the next creation would remove the files of a failed one */
     CHECK_EQ(rmdir(spill_dir), 0);
 }
 
@@ -904,7 +904,7 @@ TEST(a_wait_is_as_long_as_asked_and_a_slice_at_most)
         CHECK_MSG(took >= least && took < 5 * PRS_SECOND, "wait %zu took %lld ns", i, (long long)took);
         CHECK_EQ(prs_wait_epoch(s, prs_epoch(s), asked[i]), PRS_E_TIMEOUT);
     }
-    prs_abort(s, &d, false);
+    prs_abort(s, &d);
     CHECK_EQ(prs_wait(s, &d.id, -1), PRS_E_LOST);
     CHECK_EMPTY(s);
     close_store(s);

@@ -255,11 +255,11 @@ TEST(what_a_killed_store_left_is_removed_by_the_next)
     }
     waitpid(pid, NULL, 0);
     CHECK_EQ(entries(spill_dir(), 0), 1);
-    CHECK_EQ(prs_spill_clean(spill_dir(), true), 1);
+    CHECK_EQ(prs_spill_count_ended(spill_dir()), 1);
     CHECK_EQ(entries(spill_dir(), 0), 1);
     prs_store *s = open_store(16 * MB);
     CHECK_EQ(entries(spill_dir(), 0), 1); /* only its own directory is left */
-    CHECK_EQ(prs_spill_clean(spill_dir(), false), 0);
+    CHECK_EQ(prs_spill_clean(spill_dir()), 0);
     prs_dispose(s);
     CHECK_EQ(rmdir(spill_dir()), 0);
     absolute[0] = 0;
@@ -290,13 +290,13 @@ TEST(a_client_without_descriptors_keeps_its_spill_directory)
     }
     while (!said[0] && waitpid(pid, NULL, WNOHANG) == 0)
         usleep(1000);
-    CHECK_EQ(prs_spill_clean(directory, false), 0);
+    CHECK_EQ(prs_spill_clean(directory), 0);
     CHECK_EQ(entries(directory, 0), 1);
     said[1] = 1;
     int status;
     CHECK_EQ(waitpid(pid, &status, 0), pid);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    CHECK_EQ(prs_spill_clean(directory, false), 1);
+    CHECK_EQ(prs_spill_clean(directory), 1);
     munmap((void *)said, 4096);
 }
 
@@ -339,7 +339,7 @@ TEST(cleaning_leaves_what_is_no_store_alone)
 {
     static const char *const others[] = {"notes", "0123456789ABCDEF", "0123456789abcdeg", "0123456789abcdef0"};
     char path[8192];
-    CHECK_EQ(prs_spill_clean("/no-such-directory", false), -ENOENT);
+    CHECK_EQ(prs_spill_clean("/no-such-directory"), -ENOENT);
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         snprintf(path, sizeof path, "%s/%s", spill_dir(), others[i]);
         CHECK_EQ(mkdir(path, 0700), 0);
@@ -348,7 +348,7 @@ TEST(cleaning_leaves_what_is_no_store_alone)
     int fd = open(path, O_CREAT | O_WRONLY, 0600);
     CHECK(fd >= 0);
     close(fd);
-    CHECK_EQ(prs_spill_clean(spill_dir(), false), 0);
+    CHECK_EQ(prs_spill_clean(spill_dir()), 0);
     CHECK_EQ(entries(spill_dir(), 0), 5);
     CHECK_EQ(unlink(path), 0);
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
@@ -378,7 +378,7 @@ TEST(the_file_of_a_draft_disappears)
             CHECK_EQ(prs_draft_finish(s, &d, PRS_SPILL_UNDIGESTED, 0, &error), PRS_E_SYS);
             CHECK_EQ(prs_seal(s, &d, &error), PRS_E_SYS);
             CHECK(error.sys_errno == ENOENT);
-            prs_abort(s, &d, false);
+            prs_abort(s, &d);
         } else {
             prs_view v;
             CHECK_EQ(prs_seal(s, &d, &error), PRS_OK);
@@ -421,7 +421,7 @@ TEST(the_directory_is_found_again)
             prs_oid more = put(s, 4 * MB, 9);
             prs_unref(s, &more);
         }
-        prs_spill_clean(spill_dir(), false);
+        prs_spill_clean(spill_dir());
         for (int i = 0; i < 8; i++) {
             verify(s, &id[i], 4 * MB, (uint8_t)i);
             prs_unref(s, &id[i]);

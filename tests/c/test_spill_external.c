@@ -108,7 +108,7 @@ static int pin(prs_store *s, const prs_oid *id, prs_view *view)
     if (rc != PRS_E_SPILLED)
         return rc;
     prs_restore r;
-    rc = prs_restore_begin(s, id, false, &r, &error);
+    rc = prs_restore_begin(s, id, PRS_PIN_PLAIN, &r, &error);
     if (rc < 0)
         return rc;
     if (r.trailer.codec != PRS_SPILL_RAW) {
@@ -154,7 +154,7 @@ TEST(objects_go_and_come_back)
     CHECK_EQ(prs_pin(s, &id[0], &w), PRS_OK); /* the object is in memory */
     CHECK(v.data == w.data);
     prs_restore r;
-    CHECK_EQ(prs_restore_begin(s, &id[0], false, &r, &error), PRS_E_EXISTS);
+    CHECK_EQ(prs_restore_begin(s, &id[0], PRS_PIN_PLAIN, &r, &error), PRS_E_EXISTS);
     void *map;
     size_t len;
     uint8_t *data;
@@ -414,7 +414,7 @@ TEST(a_file_that_is_removed_while_it_is_made_is_not_made_anew)
     CHECK_EQ(error.sys_errno, ENOENT);
     CHECK_EQ(prs_draft_finish(s, &d, PRS_SPILL_XXH3, 0, &error), PRS_E_SYS);
     CHECK(access(path, F_OK) != 0);
-    prs_abort(s, &d, false);
+    prs_abort(s, &d);
     close_store(s);
 }
 

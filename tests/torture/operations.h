@@ -88,7 +88,7 @@ static void seal(struct stage *c)
 
 static void abandon(struct stage *c)
 {
-    prs_abort(c->s, &c->draft, false);
+    prs_abort(c->s, &c->draft);
 }
 
 static void put_small(struct stage *c)
@@ -330,7 +330,7 @@ static void spill_first(struct stage *c)
     for (int tries = 0; tries < 6 && !spilled; tries++) {
         prs_draft d;
         if (prs_alloc(c->s, 250000, 0, &d, &ignored) == PRS_OK)
-            prs_abort(c->s, &d, false);
+            prs_abort(c->s, &d);
         for (int i = 0; i < c->fillers && !spilled; i++) {
             c->id = c->filler[i];
             spilled = (prs_load_relaxed(&prs_slot_at(c->s, c->id.slot)->word) & PRS_WORD_FILE) != 0;

@@ -61,7 +61,7 @@ static void use(void)
         }
         if (prs_alloc(s, sizes[i], PRS_ALLOC_ORDERED, &d, &e) == PRS_OK) {
             (void)prs_add_edge(s, &d, &kept[i], &e);
-            prs_abort(s, &d, false);
+            prs_abort(s, &d);
         }
     }
     if (prs_alloc(s, 50000, PRS_ALLOC_WINDOW, &d, &e) == PRS_OK) {

@@ -174,15 +174,20 @@ int prs_os_open_file(const char *path, int *fd, prs_error *error)
     return PRS_OK;
 }
 
-int prs_os_reopen(int fd, bool writable)
+static int open_flags(prs_access access)
 {
-    return prs_os_reopen_of(0, fd, writable);
+    return (access == PRS_WRITABLE ? O_RDWR : O_RDONLY) | O_CLOEXEC;
+}
+
+int prs_os_reopen(int fd, prs_access access)
+{
+    return prs_os_reopen_of(0, fd, access);
 }
 
 /* Open the file behind another descriptor again, with its own open file description (OFD locks) and its own access mode
  * (read-only mappings). A reference from another machine may name a descriptor of an unrelated process. Opening a pipe
  * or a device of that process would have side effects, so we open only regular files. */
-int prs_os_reopen_of(int32_t pid, int fd, bool writable)
+int prs_os_reopen_of(int32_t pid, int fd, prs_access access)
 {
     char path[64];
     if (pid != 0) {
@@ -192,18 +197,18 @@ int prs_os_reopen_of(int32_t pid, int fd, bool writable)
         if (seen < 0)
             return -errno;
         struct stat found;
-        int rc = fstat(seen, &found) == 0 && S_ISREG(found.st_mode) ? prs_os_reopen(seen, writable) : -EBADF;
+        int rc = fstat(seen, &found) == 0 && S_ISREG(found.st_mode) ? prs_os_reopen(seen, access) : -EBADF;
         close(seen);
         return rc;
     }
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    int out = prs_above_standard(open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+    int out = prs_above_standard(open(path, open_flags(access) | O_NONBLOCK | O_NOCTTY));
     return out < 0 ? -errno : out;
 }
 
 /* Open the file behind one of our mappings after every descriptor of it was closed.  On most systems this needs a
  * capability; return -errno if the kernel refuses. */
-int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
+int prs_os_reopen_mapping(const void *at, prs_access access, const prs_file *file)
 {
     FILE *maps = prs_open_text("/proc/self/maps");
     if (!maps)
@@ -221,7 +226,7 @@ int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file)
     /* unreached by tests (impossible): the list always contains the mapping */
     if (!path[0])
         return -ENOENT;
-    int fd = prs_above_standard(open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC));
+    int fd = prs_above_standard(open(path, open_flags(access)));
     /* unreached by tests (other kernel): without a capability that only root has */
     if (fd < 0)
         return -errno;
@@ -354,9 +359,14 @@ int prs_os_open_at(int at, const char *name, int flags)
     return fd < 0 ? -errno : fd;
 }
 
-int prs_os_remove_at(int at, const char *name, bool directory)
+int prs_os_remove_file(int at, const char *name)
 {
-    return unlinkat(at, name, directory ? AT_REMOVEDIR : 0) < 0 ? -errno : 0;
+    return unlinkat(at, name, 0) < 0 ? -errno : 0;
+}
+
+int prs_os_remove_directory(int at, const char *name)
+{
+    return unlinkat(at, name, AT_REMOVEDIR) < 0 ? -errno : 0;
 }
 
 uint64_t prs_os_length(int fd)
@@ -427,10 +437,10 @@ static void *map_congruent(int fd, uint64_t off, size_t len, int prot, int flags
     return mmap(place, len, prot, flags, fd, (off_t)off);
 }
 
-void *prs_os_map(int fd, uint64_t off, size_t len, bool writable)
+void *prs_os_map(int fd, uint64_t off, size_t len, prs_access access)
 {
-    return no_dump(
-        map_congruent(fd, off, len, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE), len);
+    int prot = access == PRS_WRITABLE ? PROT_READ | PROT_WRITE : PROT_READ;
+    return no_dump(map_congruent(fd, off, len, prot, MAP_SHARED | MAP_NORESERVE), len);
 }
 
 /* Replace the mapping at `at` by a read-only mapping of the file in one step. */
@@ -553,26 +563,29 @@ static struct flock byte_lock(uint64_t byte, short type)
 }
 
 /* Lock a byte without waiting. Return -EAGAIN or -EACCES if another open file description holds the lock. */
-int prs_os_lock_byte(int fd, uint64_t byte)
+static int set_lock(int fd, uint64_t byte, short type)
 {
-    struct flock lk = byte_lock(byte, F_WRLCK);
-    /* unreached by tests (race): another process locked the byte first */
+    struct flock lk = byte_lock(byte, type);
     while (fcntl(fd, F_OFD_SETLK, &lk) < 0)
-        /* unreached by tests (race): another process locked the byte first */
         /* unreached by tests (no injected fault): fcntl interrupted */
         if (errno != EINTR)
             return -errno;
     return 0;
 }
 
-int prs_os_lock_file(int fd, bool exclusive)
+int prs_os_lock_byte(int fd, uint64_t byte)
 {
-    struct flock lk = byte_lock(0, exclusive ? F_WRLCK : F_RDLCK);
-    while (fcntl(fd, F_OFD_SETLK, &lk) < 0)
-        /* unreached by tests (no injected fault): fcntl interrupted */
-        if (errno != EINTR)
-            return -errno;
-    return 0;
+    return set_lock(fd, byte, F_WRLCK);
+}
+
+int prs_os_lock_file_shared(int fd)
+{
+    return set_lock(fd, 0, F_RDLCK);
+}
+
+int prs_os_lock_file_exclusive(int fd)
+{
+    return set_lock(fd, 0, F_WRLCK);
 }
 
 void prs_os_unlock_byte(int fd, uint64_t byte)

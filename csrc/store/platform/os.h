@@ -20,20 +20,23 @@ typedef struct prs_file {
     ino_t ino;
 } prs_file;
 
+/* How a descriptor or a mapping may be used. */
+typedef enum { PRS_READ_ONLY, PRS_WRITABLE } prs_access;
+
 int64_t prs_now(void);
 uint64_t prs_uptime(void); /* seconds of CLOCK_MONOTONIC, cheaply */
 int prs_os_memfd(uint64_t id, prs_error *error);
 int prs_os_create_file(const char *path, prs_error *error);
 int prs_os_publish_file(int fd, const char *path, prs_error *error);
 int prs_os_open_file(const char *path, int *fd, prs_error *error);
-int prs_os_reopen(int fd, bool writable);
-int prs_os_reopen_of(int32_t pid, int fd, bool writable);
-int prs_os_reopen_mapping(const void *at, bool writable, const prs_file *file);
+int prs_os_reopen(int fd, prs_access access);
+int prs_os_reopen_of(int32_t pid, int fd, prs_access access);
+int prs_os_reopen_mapping(const void *at, prs_access access, const prs_file *file);
 int prs_os_size(int fd, uint64_t size);
 int prs_os_seal(int fd);
 bool prs_os_same(int fd, const prs_file *file);
 int prs_os_inspect(int fd, prs_file *file, uint64_t *size, prs_error *error);
-void *prs_os_map(int fd, uint64_t off, size_t len, bool writable);
+void *prs_os_map(int fd, uint64_t off, size_t len, prs_access access);
 int prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len);
 int prs_os_map_zero_fixed(void *at, size_t len);
 int prs_os_map_nothing_fixed(void *at, size_t len);
@@ -52,11 +55,14 @@ bool prs_os_in_memory(int fd);
 bool prs_os_has_room(int fd, uint64_t bytes);
 int prs_os_make_directory(int at, const char *name);
 int prs_os_open_at(int at, const char *name, int flags); /* O_RDONLY, O_RDWR, O_CREAT, O_EXCL */
-int prs_os_remove_at(int at, const char *name, bool directory);
+int prs_os_remove_file(int at, const char *name);
+int prs_os_remove_directory(int at, const char *name);
 uint64_t prs_os_length(int fd);
 void prs_os_protect(int fd); /* make the file read-only for later calls of open() */
 int prs_os_identify(int fd, prs_file *file);
-int prs_os_lock_file(int fd, bool exclusive); /* byte 0, without waiting */
+/* Lock byte 0 without waiting. */
+int prs_os_lock_file_shared(int fd);
+int prs_os_lock_file_exclusive(int fd);
 int prs_os_lock_byte(int fd, uint64_t byte);
 void prs_os_unlock_byte(int fd, uint64_t byte);
 int prs_os_byte_held(int fd, uint64_t byte);

@@ -171,7 +171,7 @@ def spill_clean(path, dry=True):
     cdef bint count_only = dry
     cdef int n
     with nogil:
-        n = prs_spill_clean(text, count_only)
+        n = prs_spill_count_ended(text) if count_only else prs_spill_clean(text)
     if n < 0:
         import os
 

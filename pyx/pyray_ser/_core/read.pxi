@@ -97,7 +97,7 @@ cdef object named_object(Store store, const prs_buffer_entry *entry, bint writab
     status = prs_pin_named(handle, &pin.id, &pin.view)
     while status == PRS_E_AGAIN or status == PRS_E_SPILLED:
         if status == PRS_E_SPILLED:
-            status = restore(store, &pin.id, True, &pin.view, ref, &handle)
+            status = restore(store, &pin.id, PRS_PIN_NAMED, &pin.view, ref, &handle)
             if status == PRS_OK:
                 break
         else:  # the object is sealed, so a process is spilling it
@@ -171,7 +171,7 @@ cdef Pin pin_by(ObjectRef ref, int64_t deadline, object timeout):
             continue
         if status == PRS_E_SPILLED:
             pin = Pin.__new__(Pin)
-            status = restore(store, &ref.id, False, &pin.view, ref, &handle)
+            status = restore(store, &ref.id, PRS_PIN_PLAIN, &pin.view, ref, &handle)
             if status == PRS_OK:
                 pin.handle = handle
                 pin.id = ref.id

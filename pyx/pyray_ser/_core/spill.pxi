@@ -139,7 +139,7 @@ cdef int finish_file(Store store, prs_draft *draft) except -1:
     return 0
 
 
-cdef int restore(Store store, const prs_oid *id, bint named, prs_view *view, ObjectRef ref, prs_store **through) except 1:
+cdef int restore(Store store, const prs_oid *id, prs_pin_kind kind, prs_view *view, ObjectRef ref, prs_store **through) except 1:
     """Read a spilled object back. PRS_OK: it is pinned through a handle and checked; PRS_E_AGAIN: pin it again."""
     cdef prs_restore job
     cdef prs_error error
@@ -150,7 +150,7 @@ cdef int restore(Store store, const prs_oid *id, bint named, prs_view *view, Obj
     error.code = 0
     handle = begin(store)
     try:
-        status = prs_restore_begin(handle, id, named, &job, &error)
+        status = prs_restore_begin(handle, id, kind, &job, &error)
         if status == PRS_E_EXISTS or status == PRS_E_AGAIN:
             return PRS_E_AGAIN
         if status != PRS_OK:

@@ -415,7 +415,7 @@ cdef class Store:
 
     cdef void abort(self, prs_draft *draft) noexcept:
         forget_ledger(self, draft)
-        prs_abort(draft.store, draft, False)
+        prs_abort(draft.store, draft)
         end(draft.store)
 
     def attach_again(self, int32_t pid, int fd):

@@ -52,7 +52,7 @@ cdef class Window:
             return
         # The window keeps its handle even if the store has been closed. A forked child does not own the object.
         if self.state == OPEN and self.forks == prs_fork_count() and self.store.handle == self.draft.store:
-            prs_abort(self.draft.store, &self.draft, True)
+            prs_abort_keep_window(self.draft.store, &self.draft)
         prs_window_close(self.draft.store, &self.draft)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
@@ -314,7 +314,7 @@ def abort(value):
     """
     cdef Window window = window_of(value)
     window.check_open()
-    prs_abort(window.draft.store, &window.draft, True)
+    prs_abort_keep_window(window.draft.store, &window.draft)
     window.state = ABORTED
     forget(window)
 
@@ -337,7 +337,7 @@ def abort_all():
     for window in windows:
         if window.state == OPEN and window.forks == prs_fork_count():
             if window.store.handle == window.draft.store:
-                prs_abort(window.draft.store, &window.draft, True)
+                prs_abort_keep_window(window.draft.store, &window.draft)
             window.state = ABORTED
     for window in windows:  # this runs Python code, so a signal handler may raise an exception here
         forget(window)

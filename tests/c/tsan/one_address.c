@@ -65,8 +65,8 @@ static int protect(void *at, size_t len, int prot, int fd, uint64_t off)
     return syscall(SYS_mmap, at, len, prot, MAP_SHARED | MAP_FIXED, fd, (off_t)off) == -1 ? -errno : 0;
 }
 
-void *__real_prs_os_map(int fd, uint64_t off, size_t len, bool writable);
-void *__wrap_prs_os_map(int fd, uint64_t off, size_t len, bool writable);
+void *__real_prs_os_map(int fd, uint64_t off, size_t len, prs_access access);
+void *__wrap_prs_os_map(int fd, uint64_t off, size_t len, prs_access access);
 int __real_prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len);
 int __wrap_prs_os_map_fixed(void *at, int fd, uint64_t off, size_t len);
 int __real_prs_os_map_zero_fixed(void *at, size_t len);
@@ -75,11 +75,11 @@ void __real_prs_os_unmap(void *at, size_t len);
 void __wrap_prs_os_unmap(void *at, size_t len);
 
 /* Share a writable mapping of the beginning of a file: only a store's tables are mapped in this way. */
-void *__wrap_prs_os_map(int fd, uint64_t off, size_t len, bool writable)
+void *__wrap_prs_os_map(int fd, uint64_t off, size_t len, prs_access access)
 {
     struct stat st;
-    if (apart || off != 0 || !writable || fstat(fd, &st) != 0)
-        return __real_prs_os_map(fd, off, len, writable);
+    if (apart || off != 0 || access != PRS_WRITABLE || fstat(fd, &st) != 0)
+        return __real_prs_os_map(fd, off, len, access);
     enter();
     void *at = NULL;
     int room = -1;
@@ -93,7 +93,7 @@ void *__wrap_prs_os_map(int fd, uint64_t off, size_t len, bool writable)
         }
     }
     if (!at) {
-        at = __real_prs_os_map(fd, off, len, writable);
+        at = __real_prs_os_map(fd, off, len, access);
         if (at && room >= 0) {
             shared[room].dev = st.st_dev;
             shared[room].ino = st.st_ino;
