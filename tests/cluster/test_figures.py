@@ -187,8 +187,8 @@ def test_commands_use_the_tls_settings_of_dask():
             pyray_ser.distributed.enable(client)
             address = cluster.scheduler_address
             assert address.startswith("tls://")
-            [host] = look(address, **settings)["hosts"]
-            assert [one["address"] for one in host["workers"]] == addresses(client, 2)
+            workers = addresses(client, 2)
+            until(lambda: [[one["address"] for one in host["workers"]] for host in look(address, **settings)["hosts"]] == [workers])
             error = command("ls", "--cluster", address, status=2)
             assert "TLS configuration" in error and error.count("\\n") == 1, error
     """)
