@@ -36,7 +36,7 @@ highlight_language = "text"
 # ---- API --------------------------------------------------------------------------------------------------------------
 
 # The build documents the integrations without installing the packages that they support.
-autodoc_mock_imports = ["dask", "distributed", "prometheus_client"]
+autodoc_mock_imports = ["dask", "distributed", "mpi4py", "prometheus_client"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False

@@ -68,7 +68,7 @@ torture: $(TORTURE_PROGS:%=$(BUILD)/ctest/plain/%) $(BUILD)/ctest/plain/test_eng
 # Cases that only reach the same code again, later or longer, are left out, because every run of CI runs this.
 COVER_PROGS := $(filter-out test_engine_storm test_engine_errors,$(CTEST_PROGS)) torture_fuzz
 COVER_test_engine_crash    := killed_alone errors_are
-COVER_test_engine_segments := named no_store others image truncated versions several descriptors newcomer janitor exec living fork
+COVER_test_engine_segments := named pulls no_store others image truncated versions several descriptors newcomer janitor exec living fork
 COVER_torture_fuzz         := damaged one_buffer
 
 $(STAMP)/gcovr: $(STAMP)/python

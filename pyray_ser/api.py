@@ -312,7 +312,9 @@ def stats() -> dict[str, int]:
         Numbers of bytes: ``capacity``; ``used`` by objects; ``reserved`` for future small objects; ``backed`` by the
         kernel; ``overhead`` of bookkeeping; ``largest_free``; ``spilled_bytes`` in files. Counts: ``spilled``,
         ``objects``, ``unsealed``, ``clients``, ``max_clients``, ``in_flight`` references, ``edges`` between objects,
-        ``orphaned`` by a fork, ``slots``, ``serial`` of the next object, ``reaped`` clients, ``stolen`` locks.
+        ``orphaned`` by a fork, ``slots``, ``serial`` of the next object, ``reaped`` clients, ``stolen`` locks. On a
+        cluster: ``pulls``, the values that this host has received from other hosts, with ``pulled_bytes``, and
+        ``failed_pulls``.
 
     Examples
     --------

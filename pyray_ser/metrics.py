@@ -37,6 +37,9 @@ _GAUGES = (
 _COUNTERS = (
     ("reaped", "reaped_clients", "Processes that ended without closing the store."),
     ("stolen", "stolen_locks", "Locks taken from a process that died with it."),
+    ("pulls", "pulls", "Values that this host has received from other hosts."),
+    ("pulled_bytes", "pulled_bytes", "Bytes of the values that this host has received from other hosts."),
+    ("failed_pulls", "failed_pulls", "Values of other hosts that did not arrive."),
 )
 
 

@@ -238,6 +238,9 @@ int prs_get_stats(prs_store *s, prs_stats *out)
     out->serial = prs_load_relaxed(&super->serial);
     out->reaped = prs_load_relaxed(&super->reaped);
     out->stolen = prs_load_relaxed(&super->stolen);
+    out->pulls = prs_load_relaxed(&super->pulls);
+    out->pulled_bytes = prs_load_relaxed(&super->pulled_bytes);
+    out->failed_pulls = prs_load_relaxed(&super->failed_pulls);
     out->orphaned = prs_load_relaxed(&super->orphaned);
     for (uint32_t i = 1; i < prs_load_relaxed(&super->client_high) && i < super->max_clients; i++)
         out->clients += counts(&s->clients[i]);
@@ -248,6 +251,20 @@ int prs_get_stats(prs_store *s, prs_stats *out)
         prs_unlock(s);
     }
     return PRS_OK;
+}
+
+void prs_count_pull(prs_store *s, uint64_t bytes)
+{
+    if (prs_load_relaxed(&s->closed))
+        return;
+    prs_fetch_add_relaxed(&s->super->pulls, 1);
+    prs_fetch_add_relaxed(&s->super->pulled_bytes, bytes);
+}
+
+void prs_count_failed_pull(prs_store *s)
+{
+    if (!prs_load_relaxed(&s->closed))
+        prs_fetch_add_relaxed(&s->super->failed_pulls, 1);
 }
 
 static uint32_t count_bits(const prs_atomic_u64 *words, uint32_t n)

@@ -333,6 +333,7 @@ typedef struct prs_super {
     _Alignas(4096) prs_atomic_u32 lock; /* owner << 20 ... see lock.c                      */
     prs_atomic_u32 corrupt;             /* set when damage is found in the tables, never reset */
     prs_atomic_u64 stolen, reaped;
+    prs_atomic_u64 pulls, pulled_bytes, failed_pulls; /* see prs_count_pull */
 
     _Alignas(64) prs_atomic_u64 serial; /* next serial to allocate */
 

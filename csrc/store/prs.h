@@ -390,11 +390,15 @@ typedef struct prs_stats {
     uint64_t serial;                 /* the next serial */
     uint32_t clients;                /* number of living clients that are not visitors */
     uint32_t max_clients;
-    uint64_t reaped; /* number of dead clients reaped since the store was created */
-    uint64_t stolen; /* number of times that the lock was stolen                */
+    uint64_t reaped;                            /* number of dead clients reaped since the store was created */
+    uint64_t stolen;                            /* number of times that the lock was stolen                */
+    uint64_t pulls, pulled_bytes, failed_pulls; /* see prs_count_pull */
 } prs_stats;
 
 int prs_get_stats(prs_store *store, prs_stats *out);
+/* Count a transfer from another host into this store. The engine makes no transfers; its clients report them. */
+void prs_count_pull(prs_store *store, uint64_t bytes);
+void prs_count_failed_pull(prs_store *store);
 
 typedef struct prs_record {
     prs_oid id;

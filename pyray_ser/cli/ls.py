@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from .. import _core
+from . import cluster
 from .look import clients, each_found
 from .objects import ORDERS, add_descriptions, extended, records
 from .output import age, count, printable, table, write_json
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     add_selection(parser)
+    cluster.add_argument(parser)
     parser.add_argument(
         "--sort", choices=sorted(ORDERS), default="age", help="order of the objects (age: oldest first)"
     )
@@ -29,7 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List the objects."""
+    """List the objects, or the hosts of a cluster."""
+    if arguments.cluster is not None:
+        hosts = cluster.Watch(arguments).look()
+        if arguments.json:
+            write_json(hosts)
+        else:
+            print(cluster.text(hosts), end="")
+        return 0
     limit = arguments.limit
     if limit is None and not arguments.json:
         limit = _LIMIT

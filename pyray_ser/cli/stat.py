@@ -11,7 +11,7 @@ from .look import clients, each
 from .output import bytes_text, printable, write_json
 from .stores import add_selection
 
-SIZES = {"capacity", "used", "reserved", "backed", "overhead", "largest_free", "spilled_bytes"}
+SIZES = {"capacity", "used", "reserved", "backed", "overhead", "largest_free", "spilled_bytes", "pulled_bytes"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from .. import _core
+from . import cluster
 from .look import clients, each_found
 from .objects import ORDERS, add_descriptions, commands_of, extended, name_text, records, state_text
 from .output import bytes_text, count, cut, printable, table, write_json
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--json", action="store_true", help="print everything as JSON, one line per look")
     add_selection(parser)
+    cluster.add_argument(parser)
     parser.add_argument("-i", "--interval", type=_positive, default=1.0, metavar="S", help="seconds between two looks")
     parser.add_argument("-n", "--count", type=int, metavar="N", help="end after N looks; default: at Ctrl-C")
     parser.add_argument("--once", action="store_true", help="look once; the same as -n 1, without the screen")
@@ -190,13 +192,18 @@ def _text(answer: dict[str, Any], limit: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _texts(answers: list[dict[str, Any]], view: View) -> str:
+    return "\n".join(_text(answer, view.objects) for answer in answers) or "no stores\n"
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Show the stores, once or repeatedly."""
+    """Show the stores, or the hosts of a cluster, once or repeatedly."""
     view = View(arguments.sort, arguments.filter, arguments.objects)
+    watch = None if arguments.cluster is None else cluster.Watch(arguments)
     if arguments.once:
         arguments.count = 1
     live = sys.stdout.isatty() and not arguments.json and not arguments.once
-    if live and os.environ.get("TERM", "dumb") != "dumb":
+    if live and watch is None and os.environ.get("TERM", "dumb") != "dumb":
         try:
             from .top_screen import run_screen
         except ModuleNotFoundError as error:
@@ -206,11 +213,15 @@ def run(arguments: argparse.Namespace) -> int:
             return run_screen(arguments, view)
     looks = 0
     while True:
-        answers, status = look(arguments, view)
-        if arguments.json:
-            write_json({"time": time.time(), "stores": answers})
+        if watch is None:
+            answers, status = look(arguments, view)
+            answer: dict[str, Any] = {"stores": answers}
         else:
-            text = "\n".join(_text(answer, view.objects) for answer in answers) or "no stores\n"
+            answer, status = watch.look(), 0
+        if arguments.json:
+            write_json({"time": time.time(), **answer})
+        else:
+            text = _texts(answers, view) if watch is None else cluster.text(answer)
             print((CLEAR if live else "") + text, flush=True)
         looks += 1
         if arguments.count is not None and looks >= arguments.count:

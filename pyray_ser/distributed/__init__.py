@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .. import _log
 from .copies import broadcast, locations, prefetch
 
 if TYPE_CHECKING:
@@ -40,21 +41,30 @@ def enable(client: distributed.Client) -> None:
     return client.register_plugin(SharingPlugin())  # type: ignore[no-any-return]
 
 
-async def dask_setup(worker: Any) -> None:
+async def dask_setup(server: Any) -> None:
     """
-    Let a worker share large values. Dask calls this for ``--preload pyray_ser.distributed``.
+    Let a worker share large values, or let a scheduler show the figures of all hosts on the page ``/pyray-ser``.
+
+    Dask calls this for ``--preload pyray_ser.distributed``.
 
     Parameters
     ----------
-    worker : distributed.Worker
+    server : distributed.Worker or distributed.Scheduler
 
     Examples
     --------
     >>> dask.config.set({"distributed.worker.preload": ["pyray_ser.distributed"]})
     """
-    from distributed import Worker
+    from distributed import Scheduler, Worker
 
-    from .plugin import NAME, SharingPlugin
+    if isinstance(server, Worker):
+        from .plugin import NAME, SharingPlugin
 
-    if isinstance(worker, Worker):
-        await worker.plugin_add(SharingPlugin(), name=NAME)
+        await server.plugin_add(SharingPlugin(), name=NAME)
+    elif isinstance(server, Scheduler):
+        try:
+            from .page import install
+
+            install(server)
+        except Exception as error:
+            _log.warning("the scheduler does not serve the page /pyray-ser: %s: %s", type(error).__name__, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import distributed
@@ -23,6 +24,7 @@ class SharingPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.sharing: Sharing | None = None
+        self._collector: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SharingPlugin, ()
@@ -45,6 +47,7 @@ class SharingPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
                 raise RuntimeError("; ".join(problems))
             self.sharing = Sharing(worker, await _open_store(worker), settings.read())
             self.sharing.begin()
+            self._collector = _publish_counters()
         except Exception as error:
             self.sharing = None
             if not _warned:
@@ -66,6 +69,9 @@ class SharingPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         sharing, self.sharing = self.sharing, None
         if sharing is not None:
             sharing.end()
+        collector, self._collector = self._collector, None
+        if collector is not None:
+            sys.modules["prometheus_client"].REGISTRY.unregister(collector)
 
 
 async def _open_store(worker: Any) -> _core.Store:
@@ -80,3 +86,24 @@ async def _open_store(worker: Any) -> _core.Store:
         scheduler = await worker.scheduler.identity()
         name = f"dask-{scheduler['id'].removeprefix('Scheduler-')}"
     return api.init(name, capacity=options.capacity)
+
+
+def _publish_counters() -> Any:
+    """
+    Add the counters of the store to ``/metrics`` of Dask's web server in this worker.
+
+    Dask publishes the default registry of `prometheus_client`, and imports this package if it is installed.
+
+    Returns
+    -------
+    StoreCollector or None
+        None if the package is missing, or the program publishes the counters already.
+    """
+    if "prometheus_client" not in sys.modules:
+        return None
+    from .. import metrics
+
+    try:
+        return metrics.register()
+    except ValueError:
+        return None  # the registry has these names

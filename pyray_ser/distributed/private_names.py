@@ -219,12 +219,12 @@ def close_idle_connections(worker: Any, address: str | None = None) -> None:
 # ---- what workers report to the scheduler -----------------------------------------------------------------------------
 
 
-def report(worker: Any, name: str, value: str | None) -> None:
-    """Add a value to what a worker reports to the scheduler with each heartbeat, or remove it with None."""
+def report(worker: Any, name: str, value: Callable[[], Any] | None) -> None:
+    """Let a worker call a function and report its result to the scheduler with each heartbeat; None ends this."""
     if value is None:
         worker.metrics.pop(name, None)
     else:
-        worker.metrics[name] = lambda _: value
+        worker.metrics[name] = lambda _: value()
 
 
 async def reports(node: Any, name: str) -> dict[str, str | None]:

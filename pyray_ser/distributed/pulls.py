@@ -242,6 +242,10 @@ class Pulls:
 
     async def _receive(self, address: str, key: Any, again: bool) -> tuple[Handle | None, str | None]:
         """Ask for the bytes of a value; return a handle, or the address of the worker of this host that gets them."""
+        with self.sharing.counts.attempt():
+            return await self._request(address, key, again)
+
+    async def _request(self, address: str, key: Any, again: bool) -> tuple[Handle | None, str | None]:
         comm = await self.worker.rpc.connect(address)
         try:
             await comm.write({"op": PULL, "key": key, "who": self.worker.address, "again": again})
@@ -251,6 +255,7 @@ class Pulls:
             if head.get("status") != "OK":
                 return None, None
             handle = await self._fill(comm, list(head["sizes"]))
+            self.sharing.counts.arrived(sum(head["sizes"]))
             try:
                 await comm.write("OK")
             except OSError as error:

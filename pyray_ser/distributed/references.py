@@ -19,8 +19,9 @@ from weakref import WeakKeyDictionary
 from .. import _core, _log, api
 from ..exceptions import NameExistsError, ObjectFreedError, ObjectLostError, PyraySerError
 from ..store import foreign
-from . import handshake, private_names
+from . import figures, handshake, private_names
 from .copies import claim_of, copy_here, copy_name
+from .counts import Counts
 
 if TYPE_CHECKING:
     from .._core import ObjectRef
@@ -50,6 +51,7 @@ class Receiver:
 
     def __init__(self, node: Any) -> None:
         self.node = node
+        self.counts = Counts()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._previous: Any = None
@@ -157,7 +159,8 @@ class Receiver:
                     continue
                 tried.add(address)
                 try:
-                    claim = await self._receive(address, ref, name)
+                    with self.counts.attempt():
+                        claim = await self._receive(address, ref, name)
                 except NameExistsError:
                     raise  # this error is an OSError, too, but must reach the caller
                 except OSError as error:
@@ -208,6 +211,7 @@ class Receiver:
                 await comm.write("go")
                 await private_names.receive_bytes(comm, block, limit)
                 api.seal(block)
+                self.counts.arrived(head["nbytes"])
             except BaseException:
                 # Close the connection first, because it writes into the block.
                 comm.abort()
@@ -238,17 +242,21 @@ class References(Receiver):
     def __init__(self, sharing: Sharing) -> None:
         super().__init__(sharing.worker)
         self.sharing = sharing
+        self.counts = sharing.counts
 
     def begin(self) -> None:
         """Answer the requests of other hosts, and resolve references to objects of other hosts."""
         self.node.handlers[OBJECT] = self.serve
-        private_names.report(self.node, handshake.FIELD, self.sharing.token)
+        sharing = self.sharing
+        private_names.report(self.node, handshake.FIELD, lambda: sharing.token)
+        private_names.report(self.node, figures.FIELD, lambda: figures.report_of(sharing.store, sharing.counts))
         self.receive()
 
     def end(self) -> None:
         """Restore the worker."""
         self.stop_receiving()
         private_names.report(self.node, handshake.FIELD, None)
+        private_names.report(self.node, figures.FIELD, None)
         self.node.handlers.pop(OBJECT, None)
 
     async def serve(self, comm: Any, identity: bytes) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _log
 from . import handshake, private_names
+from .counts import Counts
 from .handle import Handle, Unopened, closed_handles, is_copied_faithfully, put_value, watchable
 from .pulls import Pulls
 from .references import References
@@ -40,7 +41,9 @@ class Sharing:
     def __init__(self, worker: Any, store: Store, settings: Settings) -> None:
         self.worker = worker
         self.settings = settings
+        self.store = store
         self.token = f"{store.id:016x}"
+        self.counts = Counts()
         # Keys whose value is in the store. The weak reference dies with the value, for example if Dask spills it. A
         # handle is valid only while its key still has this value.
         self._handles: dict[Any, tuple[weakref.ref[Any], Handle]] = {}

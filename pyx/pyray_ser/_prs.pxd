@@ -257,8 +257,13 @@ cdef extern from "store/prs.h" nogil:
         uint32_t max_clients
         uint64_t reaped
         uint64_t stolen
+        uint64_t pulls
+        uint64_t pulled_bytes
+        uint64_t failed_pulls
 
     int prs_get_stats(prs_store *store, prs_stats *out) noexcept
+    void prs_count_pull(prs_store *store, uint64_t nbytes) noexcept
+    void prs_count_failed_pull(prs_store *store) noexcept
 
     ctypedef struct prs_record:
         prs_oid id

@@ -25,6 +25,24 @@ static int attach_rc(const char *path, prs_error *e)
     return rc;
 }
 
+TEST(pulls_are_counted_for_all_clients_and_outlive_them)
+{
+    const char *path = path_of("pulls");
+    prs_store *s = store_with((prs_options){.capacity = 8 * MIB, .path = path}), *t = NULL;
+    prs_error e = {0};
+    CHECK_EQ(prs_attach_path(&t, path, NULL, &e), PRS_OK);
+    prs_count_pull(t, 5000);
+    prs_count_pull(s, (uint64_t)7 << 32);
+    prs_count_failed_pull(t);
+    close_store(t);
+    prs_stats stats = stats_of(s);
+    CHECK_EQ(stats.pulls, 2);
+    CHECK_EQ(stats.pulled_bytes, ((uint64_t)7 << 32) + 5000);
+    CHECK_EQ(stats.failed_pulls, 1);
+    close_store(s);
+    unlink(path);
+}
+
 /* ---- refusals ---------------------------------------------------------------------------------- */
 
 TEST(named_stores_are_shared_by_path)

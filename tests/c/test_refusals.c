@@ -70,6 +70,8 @@ TEST(a_closed_handle_with_views_serves_nothing_else)
     /* Dropping the last view removed the mappings, so later calls find that the handle is closed. */
     CHECK_EQ(prs_lock(t, 0, &e), PRS_E_CLOSED);
     CHECK(!prs_trylock(t));
+    prs_count_pull(t, 100), prs_count_failed_pull(t);
+    CHECK_EQ(stats_of(s).pulls + stats_of(s).failed_pulls, 0);
     prs_tear_down(t);
     prs_dispose(t);
     prs_token_drop(s, &id, &token);

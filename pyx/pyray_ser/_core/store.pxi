@@ -211,7 +211,22 @@ cdef class Store:
             "in_flight": s.in_flight, "edges": s.edges, "spilled": s.spilled,
             "spilled_bytes": s.spilled_bytes, "orphaned": s.orphaned, "serial": s.serial, "clients": s.clients,
             "max_clients": s.max_clients, "reaped": s.reaped, "stolen": s.stolen,
+            "pulls": s.pulls, "pulled_bytes": s.pulled_bytes, "failed_pulls": s.failed_pulls,
         }
+
+    def count_pull(self, uint64_t nbytes):
+        """Count a value of this many bytes that this process has received from another host."""
+        self.check_open()
+        cdef prs_store *handle = begin(self)
+        prs_count_pull(handle, nbytes)
+        end(handle)
+
+    def count_failed_pull(self):
+        """Count a value of another host that this process has not received."""
+        self.check_open()
+        cdef prs_store *handle = begin(self)
+        prs_count_failed_pull(handle)
+        end(handle)
 
     def records(self):
         """Return one dict per object, in slot order."""

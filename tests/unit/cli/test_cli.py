@@ -426,3 +426,28 @@ def test_bench_pool_measures_both(capsys):
     assert all(memory > 16 << 20 for memory in figures["memory"].values())
     assert cli.main("bench pool --workers 0".split()) == 2
     assert "--workers" in capsys.readouterr().err
+
+
+WITHOUT_DASK = """
+    import io, sys
+    from contextlib import redirect_stderr
+
+    sys.modules["distributed"] = None  # as if it was not installed
+    from pyray_ser import cli
+
+    for command in ("ls", "top"):
+        errors = io.StringIO()
+        with redirect_stderr(errors):
+            status = cli.main([command, "--cluster", "tcp://127.0.0.1:8786"])
+        print(status, errors.getvalue(), end="")
+    cli.main(["top", "--once", "--json"])
+    print("dask" in sys.modules)
+"""
+
+
+def test_a_cluster_needs_dask_and_nothing_else_imports_it():
+    *errors, _, last = run(WITHOUT_DASK).splitlines()
+    assert errors == [
+        f"2 pyray-ser {name}: --cluster needs Dask; hint: pip install 'pyray_ser[dask]'" for name in ("ls", "top")
+    ]
+    assert last == "False"

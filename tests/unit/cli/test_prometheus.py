@@ -41,6 +41,12 @@ def test_the_figures_are_those_of_stats():
     assert found["pyray_ser_up"][ident][0] == 1
     assert found["pyray_ser_stolen_locks_total"][ident] == (0, path, "counter")
     # What changes is seen by the next scrape.
+    store.count_pull(5000)
+    store.count_pull(3000)
+    store.count_failed_pull()
+    for name, value in {"pulls": 2, "pulled_bytes": 8000, "failed_pulls": 1}.items():
+        assert scrape()[f"pyray_ser_{name}_total"][ident] == (value, path, "counter")
+        assert pyray_ser.stats()[name] == value
     pid = os.fork()
     if pid == 0:
         pyray_ser.put(5)

@@ -95,6 +95,7 @@ def test_programs_about_names_compute_once():
 
 # The tests that run the files which a page shows.
 FILES = {
+    "how-to/mpi.md": {"ranks.py": "test_mpi.py"},
     "how-to/web-workers.md": dict.fromkeys(["app.py", "forest.py", "main.py"], "test_web_workers.py"),
     "how-to/pytest-xdist.md": {"conftest.py": "test_docs.py", "test_table.py": "test_docs.py"},
 }

@@ -31,7 +31,7 @@ PYTHON_ORDER = [
     {"store"},
     {"inspection", "metrics"},
     {"api", "util"},
-    {"tasks", "pool_hooks", "distributed"},
+    {"tasks", "pool_hooks", "distributed", "integrations"},
     {"cli"},
     {"demo", "mypy_plugin", "__main__"},
 ]
