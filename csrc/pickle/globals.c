@@ -474,14 +474,12 @@ static PRP_COLD void refuse(PyObject *obj, PyObject *why)
     Py_XDECREF(why);
 }
 
-typedef enum { BY_NAME, BY_NAME_OR_VALUE } saved_as;
-
-static int save_named(prp_saver *s, PyObject *obj, PyObject *given, saved_as how)
+static int save_named(prp_saver *s, PyObject *obj, PyObject *given, bool may_go_by_value)
 {
     PyObject *name = NULL, *module_str = NULL, *module = NULL, *parent = NULL, *last = NULL, *found = NULL;
     int status = -1;
     /* If cloudpickle is in use already, use the cached reduction of types that cloudpickle needs often. */
-    if (s->by_value && how == BY_NAME_OR_VALUE && own_type_count && PyType_CheckExact(obj)) {
+    if (s->by_value && may_go_by_value && own_type_count && PyType_CheckExact(obj)) {
         PyObject *value = own_type_value(obj);
         if (value)
             return prp_before_foreign_code(s) < 0 ? -1 : prp_save_reduce_value(s, value, obj);
@@ -498,7 +496,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, saved_as how
         refuse(obj, PyUnicode_FromString("its module and name must be str"));
         goto end;
     }
-    if (how == BY_NAME_OR_VALUE) {
+    if (may_go_by_value) {
         int wanted = is_main(module_str) ? 1 : by_value_wanted(s);
         int written = wanted > 0 ? save_by_value(s, obj) : wanted;
         if (written) {
@@ -509,7 +507,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, saved_as how
     Py_ssize_t dot = PyUnicode_FindChar(name, '.', 0, PyUnicode_GET_LENGTH(name), 1);
     if (dot == -2)
         goto end;
-    if (dot >= 0 && how == BY_NAME_OR_VALUE) {
+    if (dot >= 0 && may_go_by_value) {
         /* A local name cannot be looked up; an attempt would only raise a different error. */
         Py_ssize_t local = PyUnicode_Find(name, prp_g.str_locals, 0, PyUnicode_GET_LENGTH(name), 1);
         int written = local >= 0 ? save_by_value(s, obj) : 0;
@@ -540,7 +538,7 @@ static int save_named(prp_saver *s, PyObject *obj, PyObject *given, saved_as how
     }
     if (prp_forgive_refusal() < 0) /* importing or reading a module may raise any exception */
         goto end;
-    if (how == BY_NAME_OR_VALUE) {
+    if (may_go_by_value) {
         int written = save_by_value(s, obj);
         if (written) {
             status = written < 0 ? -1 : 0;
@@ -565,12 +563,14 @@ end:
 
 int prp_save_global(prp_saver *s, PyObject *obj, PyObject *name)
 {
-    return save_named(s, obj, name, name && is_type_variable(obj) ? BY_NAME_OR_VALUE : BY_NAME);
+    const bool may_go_by_value = name && is_type_variable(obj);
+    return save_named(s, obj, name, may_go_by_value);
 }
 
 int prp_save_named(prp_saver *s, PyObject *obj)
 {
-    return save_named(s, obj, NULL, BY_NAME_OR_VALUE);
+    const bool may_go_by_value = true;
+    return save_named(s, obj, NULL, may_go_by_value);
 }
 
 /* Return the function that a bound method calls, borrowed from the object that defines it, or NULL, perhaps with an

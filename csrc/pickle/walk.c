@@ -602,9 +602,7 @@ static inline Py_ssize_t run(prp_saver *s, uint8_t **out, PyObject *const *items
     return i;
 }
 
-typedef enum { OBJECT, PERSISTENT_ID } saved_thing; /* a persistent id has none itself */
-
-static int save(prp_saver *s, PyObject *obj, saved_thing thing)
+static int save(prp_saver *s, PyObject *obj, bool ask_id)
 {
     const size_t floor = s->depth;
     /* The loops over containers write atoms themselves only at protocol 4 and up, without persistent_id and fast
@@ -613,7 +611,7 @@ static int save(prp_saver *s, PyObject *obj, saved_thing thing)
     uint8_t *p = s->p;
     prp_frame *f;
     PyTypeObject *type;
-    bool noted, ask_id = thing == OBJECT;
+    bool noted;
 
     if (PRP_UNLIKELY((uintptr_t)__builtin_frame_address(0) < s->stack_limit))
         return deep_recursion(s);
@@ -1182,10 +1180,12 @@ int prp_save(prp_saver *s, PyObject *obj)
             return 0;
         }
     }
-    return save(s, obj, OBJECT);
+    const bool ask_id = true;
+    return save(s, obj, ask_id);
 }
 
 int prp_save_pid(prp_saver *s, PyObject *pid)
 {
-    return save(s, pid, PERSISTENT_ID);
+    const bool ask_id = false; /* a persistent id has none itself */
+    return save(s, pid, ask_id);
 }
