@@ -107,11 +107,12 @@ static int validate(prs_super *p, uint64_t file_size, prs_error *error)
 
 static prs_store *new_handle(int fd, const prs_options *options)
 {
-    prs_store *s = NULL;
-    /* unreached by tests (no injected fault): posix_memalign */
-    if (posix_memalign((void **)&s, 64, sizeof *s) != 0)
+    /* Pages of its own: the C library does not reuse the memory of aligned blocks for others of their size, so that a
+     * process that opens and closes many stores would grow. */
+    prs_store *s = prs_os_reserve(sizeof *s);
+    /* unreached by tests (no injected fault): mmap */
+    if (!s)
         return NULL;
-    memset(s, 0, sizeof *s);
     s->fd_rw = fd;
     s->fd_ro = s->fd_lock = s->child_fd = s->birth[0] = s->birth[1] = s->fd_spill = s->fd_spill_lock = -1;
     s->me = PRS_NIL;
@@ -146,7 +147,7 @@ void prs_discard(prs_store *s)
     }
     free(s->path);
     free(s->spill_dir);
-    free(s);
+    prs_os_unmap(s, sizeof *s);
 }
 
 static int reopen(const prs_store *s, prs_access access)
@@ -307,7 +308,7 @@ static int create(prs_store **out, const prs_options *options, uint64_t capacity
         return fd;
     PRS_POINT(segment_created);
     prs_store *s = new_handle(fd, options);
-    /* unreached by tests (no injected fault): posix_memalign */
+    /* unreached by tests (no injected fault): mmap */
     if (!s) {
         prs_os_close(fd);
         return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory for a store handle");
@@ -405,7 +406,7 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
         return refuse_pages(error);
     }
     prs_store *s = new_handle(fd, options);
-    /* unreached by tests (no injected fault): posix_memalign */
+    /* unreached by tests (no injected fault): mmap */
     if (!s) {
         prs_os_close(fd);
         return prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory for a store handle");
@@ -414,9 +415,8 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
     int rc = prs_os_inspect(fd, &s->file, &size, error);
     if (rc < 0)
         goto fail;
-    /* unreached by tests (no injected fault): posix_memalign */
-    if (posix_memalign((void **)&head, _Alignof(prs_super), sizeof *head) != 0) {
-        head = NULL;
+    /* unreached by tests (no injected fault): mmap */
+    if (!(head = prs_os_reserve(sizeof *head))) {
         rc = prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to read the superblock");
         goto fail;
     }
@@ -434,7 +434,7 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
     }
     if ((rc = map_all(s, head, error)) < 0 || (rc = enter(s, error)) < 0)
         goto fail;
-    free(head);
+    prs_os_unmap(head, sizeof *head);
     rc = prs_check_in_slices(s, error);
     if (rc < 0) { /* do not call prs_close(), which would use the corrupt tables */
         prs_atfork_unregister(s);
@@ -445,7 +445,7 @@ static int attach(prs_store **out, int fd, uint64_t store, const prs_options *op
     *out = s;
     return PRS_OK;
 fail:
-    free(head);
+    prs_os_unmap(head, sizeof *head);
     prs_discard(s);
     return rc;
 }

@@ -126,11 +126,10 @@ int prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR
                         : errno == ELOOP ? PRS_E_FOREIGN
                                          : PRS_E_SYS,
                         errno, "cannot open %.150s", path);
-    prs_super *head = NULL;
-    /* unreached by tests (no injected fault): posix_memalign */
-    int rc = posix_memalign((void **)&head, _Alignof(prs_super), sizeof *head) == 0
-                 ? read_head(fd, head, error)
-                 : prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to read the superblock");
+    prs_super *head = prs_os_reserve(sizeof *head);
+    /* unreached by tests (no injected fault): mmap */
+    int rc =
+        head ? read_head(fd, head, error) : prs_fail(error, PRS_E_NOMEM, ENOMEM, "no memory to read the superblock");
     if (rc == PRS_OK) {
         memcpy(spill_dir, head->spill_dir, PRS_SPILL_DIR);
         rc = copy = make_copy(fd, head, error);
@@ -139,7 +138,7 @@ int prs_snapshot(prs_store **out, const char *path, char spill_dir[PRS_SPILL_DIR
         rc = prs_attach_pid(out, (int32_t)getpid(), copy, head->store_id, NULL, error);
     prs_os_close(copy);
     prs_os_close(fd);
-    free(head);
+    prs_os_unmap(head, sizeof *head);
     return rc;
 }
 

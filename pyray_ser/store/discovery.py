@@ -74,8 +74,8 @@ _NOTHING = _Asked(None, {}, {})
 # The value is replaced as a whole, in an expression that calls nothing. Signal handlers and finalizers may also open
 # and close stores, but they cannot interrupt such an expression.
 _asked = _NOTHING
-# Stores that this process closed deliberately. A hint must not make one of these stores the default again.
-_closed: set[int] = set()
+# The last 1,024 stores that this process closed deliberately. A hint must not make one of these stores the default again.
+_closed: dict[int, None] = {}
 
 
 def _after_fork_in_child() -> None:
@@ -217,7 +217,8 @@ def find(ident: int, pid: int = 0, start: int = 0, fd: int = -1) -> _core.Store 
         if pid and pid != os.getpid():
             found = _attach(pid, fd, ident, options)
             if found is not None:
-                _warn_of_separate_store(pid)
+                if found.path is None:  # the objects of a named store may outlive the process
+                    _warn_of_separate_store(pid)
                 return found
         hint = _read_hint()
         candidates = [hint[1]] if hint is not None and hint[0] == ident else []
@@ -455,7 +456,9 @@ def close_all() -> None:
                 from .named_stores import leave
 
                 leave(store)
-            _closed.add(store.id)
+            _closed[store.id] = None
+            if len(_closed) > 1024:
+                del _closed[next(iter(_closed))]
             _log.debug("closing %r", store)
             store.close()
             if "pyray_ser.store.allocation_sites" in sys.modules:

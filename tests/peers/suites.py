@@ -160,9 +160,11 @@ def write_modules(folder: Path, first: str) -> None:
 
 def interpreter_with_pth(folder: Path, first: str) -> str:
     """Create an interpreter that has the packages of this one and runs a line at its start; return its path."""
+    # Not from PYTHONPATH, which tests of joblib replace in their children.
+    ours = str(package("pyray_ser").parent)
     venv.create(folder / "venv", with_pip=False, symlinks=True)
     packages = next((folder / "venv" / "lib").glob("python*/site-packages"))
-    paths = [path for path in sys.path if path.endswith("-packages")]
+    paths = [ours, *(path for path in sys.path if path.endswith("-packages"))]
     # A .pth file holds one statement or path per line; the interpreter reads the files in the order of their names.
     (packages / "a.pth").write_text("\n".join(paths) + "\n")
     (packages / "b.pth").write_text(first.strip() + "\n")
