@@ -67,7 +67,8 @@ def run(folder: Path, arguments: list[str], timeout: float = 120) -> subprocess.
     return subprocess.run(
         [sys.executable, "-P", *arguments],
         cwd=folder,
-        env=isolated.environment(),
+        # Dask warns if the port of its dashboard is in use, for example by another test.
+        env=isolated.environment() | {"PYTHONWARNINGS": "ignore:Port 8787"},
         text=True,
         capture_output=True,
         timeout=patience(timeout),
