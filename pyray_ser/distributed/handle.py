@@ -52,13 +52,30 @@ class Handle:
 
     __slots__ = ("layout", "ref", "stream")
 
-    def __init__(self, ref: ObjectRef[Any], stream: int, layout: tuple[int, ...] = ()) -> None:
+    def __init__(self, ref: ObjectRef[Any] | None, stream: int, layout: tuple[int, ...] = ()) -> None:
         self.ref = ref
         self.stream = stream
         self.layout = layout
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _receive, (self.ref.binary(), self.stream, self.layout)
+        return _receive, (self.binary(), self.stream, self.layout)
+
+    def binary(self) -> bytes:
+        """Return the identity of the object."""
+        return self._held().binary()
+
+    def lend(self) -> Handle:
+        """Return a handle of the same object for one answer, which the caller ends with `release`."""
+        return Handle(self._held(), self.stream, self.layout)
+
+    def release(self) -> None:
+        """Let go of the object. Whoever still has the handle cannot use it."""
+        self.ref = None
+
+    def _held(self) -> ObjectRef[Any]:
+        if self.ref is None:
+            raise RuntimeError("the handle was released, because its answer has ended")
+        return self.ref
 
     @property
     def is_quick(self) -> bool:
@@ -72,10 +89,10 @@ class Handle:
         Dask makes received arrays writable, and programs write to them. A write copies the page for this process.
         """
         if not self.layout:
-            return _core.get(self.ref, timeout=0, mmap_mode="c")
+            return _core.get(self._held(), timeout=0, mmap_mode="c")
         from ..pickling.serialization import loads
 
-        view = _core.get(self.ref, timeout=0, mmap_mode="c")
+        view = _core.get(self._held(), timeout=0, mmap_mode="c")
         bounds = self.layout
         frames = [view[bounds[i] : bounds[i + 1]] for i in range(0, len(bounds), 2)]
         return loads(frames[0], buffers=frames[1:])

@@ -152,7 +152,7 @@ class Pulls:
         if handle is None or private_names.peer_info(comm).get(handshake.FIELD) != self.sharing.token:
             return {"status": "plain"}
         try:
-            await comm.write({"status": "OK", "handle": [handle.ref.binary(), handle.stream, list(handle.layout)]})
+            await comm.write({"status": "OK", "handle": [handle.binary(), handle.stream, list(handle.layout)]})
             await comm.read()  # hold the reference until the peer has opened it
         except OSError as error:
             _log.debug("another worker of this host has not received a handle: %s", error)

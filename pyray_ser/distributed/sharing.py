@@ -97,24 +97,29 @@ class Sharing:
             if private_names.peer_info(comm).get(handshake.FIELD) == self.token and "pickle" in (
                 serializers or ["pickle"]
             ):
-                for key in keys:
-                    handle = await self.handle_of(key)
-                    if handle is not None:
-                        handles[key] = handle
-                handles = {key: handle for key, handle in handles.items() if key in self.worker.data}
+                await self._lend(keys, handles)
         except Exception as error:
             self.fault("sharing values", error)
-            handles = {}
+            _release(handles)
         if not handles:
             return await self._plain_get_data(comm, keys=keys, who=who, serializers=serializers)
-        # Dask's handler returns after the peer has answered. Until then, this function holds the handles.
+        # Dask's handler returns after the peer has answered. Until then, this function holds the objects.
         answer = private_names.get_data_with(self._plain_get_data, handles)
         try:
             return await answer(comm, keys=keys, who=who, serializers=serializers)
         finally:
-            # Release the handles now: as long as the connection exists, Dask's metrics refer to their owner, and the
-            # owner refers to this dictionary.
-            handles.clear()
+            # Release the objects now. Dask's metrics refer to this dictionary as long as the connection exists; and if
+            # the peer has died, Dask keeps the logged error, whose traceback refers to the message.
+            _release(handles)
+
+    async def _lend(self, keys: Collection[Any], handles: dict[Any, Handle]) -> None:
+        """Add handles for one answer to `handles`."""
+        for key in keys:
+            handle = await self.handle_of(key)
+            if handle is not None:
+                handles[key] = handle.lend()
+        for key in [key for key in handles if key not in self.worker.data]:  # released meanwhile
+            handles.pop(key).release()
 
     async def handle_of(self, key: Any) -> Handle | None:
         """
@@ -267,3 +272,10 @@ class Sharing:
             event = await self._plain_gather_dep(**arguments)
         private_names.close_idle_connections(self.worker, address)
         return event
+
+
+def _release(handles: dict[Any, Handle]) -> None:
+    """Release the handles that were lent for an answer."""
+    for handle in handles.values():
+        handle.release()
+    handles.clear()

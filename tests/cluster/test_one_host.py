@@ -255,6 +255,39 @@ def test_results_are_right_after_workers_are_killed():
     )
 
 
+def test_an_error_that_dask_keeps_does_not_keep_the_values_of_the_failed_answer():
+    run("""
+        def fail_once(dask_worker):
+            import types
+            from pyray_ser.distributed.plugin import NAME
+            sharing = dask_worker.plugins[NAME].sharing
+            plain = sharing._plain_get_data
+
+            async def fail(self, comm, keys, who=None, serializers=None):
+                message = {"data": [self.data[key] for key in keys]}  # as Dask's own handler
+                sharing._plain_get_data = plain
+                try:
+                    raise OSError("the peer has died")
+                except OSError as error:
+                    dask_worker.kept = error  # as the log record that Dask keeps
+                    raise
+
+            sharing._plain_get_data = types.MethodType(fail, plain.__self__)
+
+        with local(2) as cluster, Client(cluster) as client:
+            pyray_ser.distributed.enable(client)
+            first, second = addresses(client, 2)
+            value = client.submit(make, 100_000, workers=[first])
+            wait(value)
+            client.run(fail_once, workers=[first])
+            assert client.submit(total, value, workers=[second]).result() == 4999950000.0
+            kept = client.run(lambda dask_worker: repr(dask_worker.kept), workers=[first])
+            assert "the peer has died" in kept[first]
+            del value
+            everything_freed(client)
+    """)
+
+
 @pytest.mark.heavy
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 def test_tls_clusters_share():
