@@ -18,6 +18,7 @@ def extremes(ref):
 
 
 def main():
+    pyray_ser.init()  # before the workers start: they share this store
     with ProcessPoolExecutor(3) as pool:
         refs = list(pool.map(simulate, range(6)))  # each reference has a few dozen bytes
         for seed, low, high in pool.map(extremes, refs):

@@ -126,6 +126,7 @@ class TestStartMethods:
         body = """
     if __name__ == "__main__":
         context = mp.get_context(METHOD)
+        pyray_ser.init()
         with ProcessPoolExecutor(2, mp_context=context) as executor:
             refs = list(executor.map(make, [1, 2]))
             for factor, ref in zip([1, 2], refs):
