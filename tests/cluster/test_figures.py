@@ -127,7 +127,8 @@ def test_commands_say_why_a_cluster_has_no_figures():
             assert found["silent"] == [first] and [one["address"] for one in found["hosts"][0]["workers"]] == [second]
             assert f"no figures from {first}" in command("ls", "--cluster", address)
         error = command("ls", "--cluster", address, status=2)
-        assert error == f"pyray-ser ls: no scheduler answers at {address}: [Errno 111] Connection refused\\n", error
+        # Dask reports that the connection was refused, or that the time is over, depending on which it meets last.
+        assert error.startswith(f"pyray-ser ls: no scheduler answers at {address}: ") and error.count("\\n") == 1, error
         error = command("ls", "--cluster", "nowhere", status=2)
         assert error.startswith("pyray-ser ls: cannot connect to nowhere: missing port"), error
         with LocalCluster(n_workers=0, dashboard_address=None) as cluster:

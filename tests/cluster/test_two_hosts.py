@@ -231,7 +231,7 @@ def test_objects_are_located_prefetched_and_broadcast():
                             .partition(":")[2].split()[8]) for host in hosts]
                 assert sum(one > 32_000_000 for one in sent) == 2 and 64_000_000 < sent[0] < 90_000_000, sent
                 found = locations(refs[0])
-                assert found[:2] == groups[0] and set(found) == {one for group in groups for one in group}
+                assert found[:2] == groups[0] and set(found) == {one for group in groups for one in group}, (found, groups)
                 del copies
                 until(lambda: locations(refs[0]) == groups[0])
                 [one] = broadcast(refs[0], workers=groups[2][1:])
