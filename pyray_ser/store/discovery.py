@@ -75,7 +75,8 @@ _NOTHING = _Asked(None, {}, {})
 # and close stores, but they cannot interrupt such an expression.
 _asked = _NOTHING
 # The last 1,024 stores that this process closed deliberately. A hint must not make one of these stores the default again.
-_closed: dict[int, None] = {}
+# A list, because code that interrupts an operation of a list (see above) cannot make it fail.
+_closed: list[int] = []
 
 
 def _after_fork_in_child() -> None:
@@ -456,9 +457,8 @@ def close_all() -> None:
                 from .named_stores import leave
 
                 leave(store)
-            _closed[store.id] = None
-            if len(_closed) > 1024:
-                del _closed[next(iter(_closed))]
+            _closed.append(store.id)
+            del _closed[:-1024]
             _log.debug("closing %r", store)
             store.close()
             if "pyray_ser.store.allocation_sites" in sys.modules:
