@@ -107,7 +107,7 @@ static int validate(prs_super *p, uint64_t file_size, prs_error *error)
 
 static prs_store *new_handle(int fd, const prs_options *options)
 {
-    /* Pages of its own: the C library does not reuse the memory of aligned blocks for others of their size, so that a
+    /* Separate pages: the C library does not reuse the memory of aligned blocks for others of their size, so that a
      * process that opens and closes many stores would grow. */
     prs_store *s = prs_os_reserve(sizeof *s);
     /* unreached by tests (no injected fault): mmap */

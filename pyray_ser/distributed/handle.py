@@ -69,7 +69,7 @@ class Handle:
         return Handle(self._held(), self.stream, self.layout)
 
     def release(self) -> None:
-        """Let go of the object. Whoever still has the handle cannot use it."""
+        """Let go of the object. Code that still refers to the handle cannot use it."""
         self.ref = None
 
     def _held(self) -> ObjectRef[Any]:

@@ -247,7 +247,7 @@ def _warn_of_separate_store(pid: int) -> None:
         return
     _warned = True
     _log.warning(
-        "process %d, a descendant of this process, put an object into a store of its own, because process %d has no store: "
+        "process %d, a descendant of this process, put an object into a new store, because process %d has no store: "
         "references that arrive after the end of the former are lost; hint: call pyray_ser.init() before you start workers",
         pid, os.getpid(),
     )  # fmt: skip

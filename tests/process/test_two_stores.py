@@ -69,13 +69,13 @@ PARENT = """
         with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context({method!r})) as pool:
             found = list(pool.map(work, range(4)))
             assert {test}, found
-        told = [message for message in Keeper.kept if "a store of its own, because process" in message]
+        told = [message for message in Keeper.kept if "into a new store, because process" in message]
         assert len(told) == {times}, told
 """
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_parent_without_a_store_is_told_once_that_its_workers_have_their_own(method):
+def test_a_parent_without_a_store_is_told_once_that_its_workers_have_other_stores(method):
     test = "[pyray_ser.get(ref) for ref in found] == [0, 1, 2, 3]"
     options = {"result": "pyray_ser.put(number)", "method": method, "test": test}
     # The process that runs the tests may have a store, which the workers would find.
