@@ -13,7 +13,11 @@ import pages
 import pytest
 from patience import patience
 
-pytestmark = pytest.mark.skipif(find_spec("mpi4py") is None, reason="mpi4py is not installed")
+# Heavy, because only the environment of the heavy tests has mpi4py.
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(find_spec("mpi4py") is None, reason="mpi4py is not installed"),
+]
 
 _HEAD = """
 import os

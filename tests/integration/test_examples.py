@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,11 +24,8 @@ def run(path):
 
 def _case(value, name, text):
     """Return a parameter; a program that needs more packages belongs to the heavy tests, which install them."""
-    more = any(word in text for word in ("import torch", "Needs gunicorn", "Needs pytest-xdist"))
-    marks = [pytest.mark.heavy] if more else []
-    if "Needs mpi4py" in text:
-        marks.append(pytest.mark.skipif(find_spec("mpi4py") is None, reason="mpi4py is not installed"))
-    return pytest.param(value, id=name, marks=marks)
+    more = any(word in text for word in ("import torch", "Needs gunicorn", "Needs pytest-xdist", "Needs mpi4py"))
+    return pytest.param(value, id=name, marks=[pytest.mark.heavy] if more else [])
 
 
 # This matches a warning of multiprocessing's resource tracker, and the source line that `warnings` adds.
