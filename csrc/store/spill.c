@@ -144,6 +144,9 @@ static int enter_directory(prs_store *s, int top, prs_spill_opening how, prs_err
             prs_os_close(fd);
         }
     }
+    if (rc == -ENOENT && how == PRS_SPILL_ATTACH)
+        return prs_fail(error, PRS_E_SYS, ENOENT, "the store's own directory %s in %.150s was removed", name,
+                        s->super->spill_dir);
     /* unreached by tests (no test): the spill directory is not writable */
     if (rc < 0)
         return prs_fail(error, PRS_E_SYS, -rc, "cannot make or lock the store's directory in %.150s",

@@ -308,19 +308,26 @@ def open_named(path: str, options: dict[str, Any]) -> tuple[_core.Store, bool]:
         The store, and whether another process made it.
     """
     folder = os.path.dirname(path)
+    timeout = options.get("lock_timeout", 1.0)
+    until = time.monotonic() + timeout
     while True:
-        with _guard_made(folder, options.get("lock_timeout", 1.0)):
+        with _guard_made(folder, timeout):
             there = False
             try:
                 _remove_others_that_are_dead(folder, path)
                 there = os.path.lexists(path) and not remove_dead(path)
                 return _attach_or_make(path, folder, options, there), there
-            except (FileNotFoundError, FileExistsError):
+            except (FileNotFoundError, FileExistsError) as error:
                 # Try again if a handler or finalizer of this thread made or removed the store or the directory.
-                if os.path.lexists(path) == there and os.path.isdir(folder):
+                changed = os.path.lexists(path) != there or not os.path.isdir(folder)
+                # The last process is closing the store: it has removed the store's spill directory, and its lock will go.
+                ending = there and type(error) is FileNotFoundError and time.monotonic() < until
+                if not changed and not ending:
                     raise
             finally:
                 remove_directory(folder)  # no store was made
+        if ending:
+            time.sleep(0.002)
 
 
 def _attach_or_make(path: str, folder: str, options: dict[str, Any], there: bool) -> _core.Store:

@@ -63,3 +63,31 @@ def test_put_of_more_than_the_store_holds_fails_without_waiting():
         print(error.size > error.capacity)
     """
     assert run(PRELUDE + script, timeout=120) == "True"
+
+
+def test_a_store_is_made_anew_if_its_last_process_closes_it_just_now():
+    # The last process removes the store's spill directory first, and releases the file of the store later.
+    script = """
+    import signal, subprocess, threading
+    name = f"closing-{os.getpid()}"
+    program = '''if True:
+        import sys, time, pyray_ser
+        pyray_ser.init(name=sys.argv[1], spill_dir=sys.argv[2])
+        print("ready", flush=True)
+        time.sleep(300)
+    '''
+    os.mkdir(spill_dir)
+    last = subprocess.Popen([sys.executable, "-P", "-c", program, name, spill_dir], stdout=subprocess.PIPE)
+    last.stdout.readline()
+    [own] = os.listdir(spill_dir)
+    shutil.rmtree(os.path.join(spill_dir, own))
+    try:
+        pyray_ser.init(name=name, lock_timeout=0.1)
+    except FileNotFoundError as error:
+        print(own in str(error), spill_dir in str(error))
+    threading.Timer(0.5, last.kill).start()
+    threading.Timer(0.6, last.wait).start()
+    pyray_ser.init(name=name, spill_dir=spill_dir, lock_timeout=60)
+    print(pyray_ser.get(pyray_ser.put(1)), len(os.listdir(spill_dir)))
+    """
+    assert run(PRELUDE + script).splitlines() == ["True True", "1 1"]
