@@ -60,7 +60,8 @@ cdef class Window:
             raise BufferError("an unsealed object belongs to the process that made it, not to its forked children")
         if self.state == GONE:
             raise BufferError("this object was never made")
-        PyBuffer_FillInfo(view, self, self.data, self.size, self.state != OPEN, flags)
+        # An aborted window is private memory. A handler may abort it before `create` returns the first view.
+        PyBuffer_FillInfo(view, self, self.data, self.size, self.state == SEALED, flags)
 
     def __len__(self):
         return self.size

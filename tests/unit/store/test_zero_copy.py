@@ -339,6 +339,19 @@ class TestWindows:
         with pytest.raises(ValueError, match="aborted"):
             pyray_ser.seal(array)
 
+    def test_view_made_after_the_abort(self):
+        # A handler may shut the store down after create() has made the object and before it makes the view.
+        window = pyray_ser.create(1000).obj
+        pyray_ser.abort(window)
+        view = memoryview(window)
+        assert not view.readonly
+        view[:] = b"1" * 1000
+        window = pyray_ser.create(1000).obj
+        memoryview(window)[:] = b"2" * 1000
+        ref = pyray_ser.seal(window)
+        assert memoryview(window).readonly
+        assert bytes(pyray_ser.get(ref)) == b"2" * 1000
+
     def test_dropped(self):
         before = pyray_ser.stats()["unsealed"]
         array = pyray_ser.empty(1000)
