@@ -212,14 +212,15 @@ static int reduce_unless_declined(prp_saver *s, PyObject *reducer, PyObject *obj
     return status;
 }
 
-/* cloudpickle can reduce some types whose own __reduce_ex__ raises: code, cells, modules, dict views. */
+/* cloudpickle can reduce some types whose own __reduce_ex__ raises: code, cells, modules, dict views. If it refuses,
+ * the error of __reduce_ex__ is raised. If there is no cloudpickle, its own error says why. */
 static int reduce_by_value(prp_saver *s, PyObject *obj)
 {
     PyObject *type, *error, *trace, *value = NULL;
     PyErr_Fetch(&type, &error, &trace);
     int found = prp_by_value(s, obj, &value), status;
     if (found <= 0) {
-        if (found == 0 || prp_forgive_refusal() == 0) {
+        if (found == 0 || (s->by_value && prp_forgive_refusal() == 0)) {
             PyErr_Restore(type, error, trace); /* raise the first error */
             return SAVE_ERROR;
         }

@@ -99,7 +99,14 @@ def _new_by_value():
     """Return a pickler that reduces functions and classes by value, for one dump."""
     global _cloud_pickler
     if _cloud_pickler is None:
-        from pyray_ser.pickling.class_by_value import ByValuePickler
+        try:
+            from pyray_ser.pickling.class_by_value import ByValuePickler
+        except ModuleNotFoundError:
+            raise
+        except (ImportError, AttributeError) as error:
+            raise PicklingError(
+                "this object is pickled by cloudpickle, whose import a signal handler or finalizer has interrupted; "
+                "hint: import cloudpickle before such code can run") from error
 
         _cloud_pickler = ByValuePickler
     return _cloud_pickler(_no_file)

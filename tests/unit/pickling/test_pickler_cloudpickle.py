@@ -20,6 +20,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+from isolated import run
 
 import pyray_ser
 
@@ -244,3 +245,26 @@ def test_interrupt_while_modules_are_searched(monkeypatch):
             pyray_ser.dumps(homeless)
     finally:
         del sys.modules["_interrupting_module"]
+
+
+def test_error_in_a_handler_that_interrupts_the_import_of_cloudpickle():
+    script = """
+    import sys, pyray_ser
+    said = []
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename.endswith("cloudpickle.py") and event == "line" and not said:
+            said.append(None)
+            sys.settrace(None)
+            for obj in (memoryview(b"x"), lambda: 1):
+                try:
+                    pyray_ser.dumps(obj)
+                except Exception as error:
+                    said.append((type(error).__name__, "import cloudpickle before" in str(error)))
+        return trace
+
+    sys.settrace(trace)
+    pyray_ser.loads(pyray_ser.dumps(memoryview(b"x")))
+    print(said[1:], pyray_ser.loads(pyray_ser.dumps(lambda: 1))())
+    """
+    assert run(script) == "[('PicklingError', True), ('PicklingError', True)] 1"
