@@ -155,3 +155,30 @@ def test_unsealed_array_outlives_its_store():
     gc.collect()
     """
     run(PRELUDE + script)
+
+
+def test_a_handler_closes_a_store_while_a_reference_opens_it():
+    # A signal handler can run in each call of Python code, here `os.path.dirname`, by which the path of the file is found.
+    script = """
+    import os, pickle, signal, subprocess
+    pyray_ser.init(name=f"handler-{os.getpid()}", capacity=64 << 20)
+    ref = pyray_ser.put(np.arange(1000))
+    program = '''if True:
+        import os, pickle, sys
+        import pyray_ser
+        original, said = os.path.dirname, []
+
+        def dirname(path):
+            if not said and pyray_ser._core.open_stores():
+                said.append("closed")
+                pyray_ser.shutdown()
+            return original(path)
+
+        os.path.dirname = dirname
+        ref = pickle.load(sys.stdin.buffer)
+        print(said, ref.state)
+    '''
+    done = subprocess.run([sys.executable, "-P", "-c", program], input=pickle.dumps(ref), capture_output=True)
+    print(done.returncode, done.stdout.decode().strip(), done.stderr.decode()[-500:])
+    """
+    assert run(PRELUDE + script).strip() == "0 ['closed'] sealed"  # the reference opens it again

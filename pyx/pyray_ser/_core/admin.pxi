@@ -102,11 +102,13 @@ cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t c
             prs_release(handle)
         return known
     cdef Store store = Store.__new__(Store)
+    cdef uint64_t shrunk_from = prs_shrunk_from(handle), actual = prs_capacity(handle)
     store.spill_form = form
     store.opened(handle)
+    # Python code runs from here on, and may close the store: `handle` is no longer valid.
     store.path = path_of_file(store) if how == 2 else path
-    if prs_shrunk_from(handle):
-        warn_of_shrunk_store(prs_shrunk_from(handle), prs_capacity(handle))
+    if shrunk_from:
+        warn_of_shrunk_store(shrunk_from, actual)
     if not tables_only:
         try:
             form_of(store)

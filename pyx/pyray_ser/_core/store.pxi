@@ -446,6 +446,10 @@ cdef class Store:
             status = prs_attach_pid(&handle, pid, fd, ident, &options, NULL)
         if status != PRS_OK:
             return False
+        if self.handle is NULL or not prs_is_orphan(self.handle):  # another thread closed or attached it meanwhile
+            with nogil:
+                prs_release(handle)
+            return self.handle is not NULL
         # Views that were created through the old handle keep that handle alive.
         self.opened(handle)
         return True
@@ -467,13 +471,17 @@ cdef class Store:
         if prs_is_orphan(self.handle):
             return False
         memset(&options, 0, sizeof(options))
-        prs_locator(self.handle, &pid, &start, &fd)
+        inherited = self.handle
+        prs_locator(inherited, &pid, &start, &fd)
         cdef uint64_t ident = self.id
         with nogil:
             status = prs_attach_pid(&handle, pid, fd, ident, &options, NULL)
         if status != PRS_OK:
             return False
-        inherited = self.handle
+        if self.handle != inherited:  # another thread closed or renewed the store meanwhile
+            with nogil:
+                prs_release(handle)
+            return self.handle is not NULL
         self.opened(handle)
         # Close the old handle, but do not free it: references compare handles by address, so no new handle may get its
         # address.
