@@ -213,23 +213,23 @@ static int reduce_unless_declined(prp_saver *s, PyObject *reducer, PyObject *obj
 }
 
 /* cloudpickle can reduce some types whose own __reduce_ex__ raises: code, cells, modules, dict views. If it refuses,
- * the error of __reduce_ex__ is raised. If there is no cloudpickle, its own error says why. */
+ * the error of __reduce_ex__ is raised. Any other error is not an answer, and is raised itself: for example, that of a
+ * signal handler, or of an import of cloudpickle that fails. */
 static int reduce_by_value(prp_saver *s, PyObject *obj)
 {
     PyObject *type, *error, *trace, *value = NULL;
     PyErr_Fetch(&type, &error, &trace);
-    int found = prp_by_value(s, obj, &value), status;
-    if (found <= 0) {
-        if (found == 0 || (s->by_value && prp_forgive_refusal() == 0)) {
-            PyErr_Restore(type, error, trace); /* raise the first error */
-            return SAVE_ERROR;
-        }
-        status = SAVE_ERROR;
-        goto end;
+    int found = prp_by_value(s, obj, &value), status = SAVE_ERROR;
+    if (found < 0 && s->by_value && (prp_forgive(prp_g.pickling_error) == 0 || prp_forgive(PyExc_TypeError) == 0))
+        found = 0;
+    if (found == 0) {
+        PyErr_Restore(type, error, trace);
+        return SAVE_ERROR;
     }
-    status = prp_save_reduce_value(s, value, obj);
-    Py_DECREF(value);
-end:
+    if (found > 0) {
+        status = prp_save_reduce_value(s, value, obj);
+        Py_DECREF(value);
+    }
     Py_XDECREF(type);
     Py_XDECREF(error);
     Py_XDECREF(trace);

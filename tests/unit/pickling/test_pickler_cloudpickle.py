@@ -268,3 +268,23 @@ def test_error_in_a_handler_that_interrupts_the_import_of_cloudpickle():
     print(said[1:], pyray_ser.loads(pyray_ser.dumps(lambda: 1))())
     """
     assert run(script) == "[('PicklingError', True), ('PicklingError', True)] 1"
+
+
+@pytest.mark.parametrize("error", ["TimeoutError", "OSError", "ValueError"])
+def test_exception_of_a_handler_inside_a_reduction_is_raised(error):
+    script = f"""
+    import sys, pyray_ser
+    pyray_ser.dumps(memoryview(b"x"))
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_name == "_memoryview_reduce":
+            sys.settrace(None)
+            raise {error}("by a handler")
+
+    sys.settrace(trace)
+    try:
+        pyray_ser.dumps(memoryview(b"x"))
+    except {error} as error:
+        print(error)
+    """
+    assert run(script) == "by a handler"
