@@ -86,7 +86,9 @@ class Installation:
         return "<pyray_ser installed in multiprocessing>"
 
 
-def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: int | None = None) -> Installation:
+def install(
+    *, min_bytes: int | str = 1 << 20, mmap_mode: str = "c", max_in_flight: int | str | None = None
+) -> Installation:
     """
     Send large arguments and results of process pools through the store.
 
@@ -95,14 +97,15 @@ def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: in
 
     Parameters
     ----------
-    min_bytes : int
-        Buffers of at least this size are sent through the store.
+    min_bytes : int or str
+        Buffers of at least this size are sent through the store: a number of bytes, or text such as ``"64K"``.
     mmap_mode : {"c", "r"}
         With "c", arrays arrive writable, in private copy-on-write memory, so that code can write to its arguments. With
         "r", they arrive read-only and use the stored bytes.
-    max_in_flight : int, optional
-        Maximum number of bytes in flight or held by receivers; buffers beyond this limit are sent as if this library
-        were not installed. The default is a quarter of the store's capacity.
+    max_in_flight : int or str, optional
+        Maximum number of bytes that are stored for messages, in flight or held by receivers; buffers beyond this limit
+        are sent as if this library were not installed. The default is a quarter of the store's capacity. Bytes that are
+        in the store already do not count, because the message only refers to them.
 
     Returns
     -------
@@ -119,10 +122,12 @@ def install(*, min_bytes: int = 1 << 20, mmap_mode: str = "c", max_in_flight: in
     ...         pool.map(len, arrays)
     [500000, 500000, 500000, 500000]
     """
+    from ..store.options import size_of
     from .patches import Options
     from .patches import install as apply
 
-    return Installation(apply(Options(min_bytes, mmap_mode, max_in_flight)))
+    limit = None if max_in_flight is None else size_of(max_in_flight, "max_in_flight")
+    return Installation(apply(Options(size_of(min_bytes, "min_bytes"), mmap_mode, limit)))
 
 
 def uninstall() -> None:

@@ -17,7 +17,7 @@ REASONS: Final = {
     "started_before_install": "the pool, queue or receiver was made before install(); hint: call install() first",
     "reader_cannot_attach": "the receiver is no client of the store, or its identity is not known",
     "not_a_local_pipe": "the connection is not a pipe of this machine",
-    "max_in_flight": "max_in_flight was reached; hint: install(max_in_flight=...), or receive results sooner",
+    "max_in_flight": "max_in_flight was reached; hint: put() the array first, or call install(max_in_flight=...)",
     "store_full": "the store was full; hint: init(capacity=...)",
     "no_store": "this process has no store",
     "left_store": "this process left the store because of its address space limit (RLIMIT_AS)",

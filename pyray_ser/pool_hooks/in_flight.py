@@ -158,16 +158,18 @@ class Sending:
             return None
         ref = stored_once.find(view)
         kept = ref is not None
+        # A message that refers to bytes of the store needs no memory, so these bytes do not count.
         reused = kept or stored_once.lies_in(view, store)
         if ref is None:
-            gathered = sum(entry.nbytes for entry in self._entries)
-            if _under_way(store) + gathered + view.nbytes > self._limit:
-                self._reason = "max_in_flight"
-                return None
+            if not reused:
+                gathered = sum(entry.nbytes for entry in self._entries)
+                if _under_way(store) + gathered + view.nbytes > self._limit:
+                    self._reason = "max_in_flight"
+                    return None
             ref, kept = stored_once.put(view, self._limit // 2)
         note = pipes.note_of(self._inode)
         blob, token = ref.travel(1, node_name(), note)
-        nbytes = 0 if kept else view.nbytes
+        nbytes = 0 if kept or reused else view.nbytes
         self._entries.append(_Sent(ref.binary(), store, token, note, nbytes, self._connection))
         self.blobs.append(blob)
         # The reference in the stream has no token, so it may be loaded any number of times.

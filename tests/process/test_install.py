@@ -430,7 +430,7 @@ def test_pools_inside_workers_share_the_store():
 def test_options_are_checked():
     import pyray_ser
 
-    for options in ({"min_bytes": 0}, {"min_bytes": "1"}, {"mmap_mode": "w"}, {"max_in_flight": -1}):
+    for options in ({"min_bytes": 0}, {"min_bytes": "one"}, {"mmap_mode": "w"}, {"max_in_flight": -1}):
         with pytest.raises(ValueError, match=next(iter(options))):
             pyray_ser.install(**options)
     pyray_ser.uninstall()

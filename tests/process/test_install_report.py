@@ -134,6 +134,35 @@ def test_a_full_store_and_the_limit_are_named():
     }
 
 
+def test_what_is_in_the_store_does_not_count_toward_the_limit():
+    # The array alone is larger than the limit, a quarter of the capacity.
+    found = report("""
+    pyray_ser.init(capacity="64M")
+    installed = pyray_ser.install()
+    array = pyray_ser.get(pyray_ser.put(np.zeros(4_000_000)))
+    own = np.zeros(4_000_000)
+    with mp.get_context("fork").Pool(2) as pool:
+        pool.map(total, [array] * 8, chunksize=1)
+        pool.map(total, [array[:3_000_000], array[1_000_000:]], chunksize=1)
+        pool.map(total, [own])
+    """)
+    assert found["shared"] == {"buffers": 10, "bytes": 8 * 32_000_000 + 2 * 24_000_000} and found["reused"] == found["shared"]
+    assert found["in_band"] == {"max_in_flight": {"buffers": 1, "bytes": 32_000_000}}
+
+
+def test_sizes_may_be_text():
+    found = report("""
+    installed = pyray_ser.install(min_bytes="8M", max_in_flight="16M")
+    with mp.get_context("fork").Pool(1) as pool:
+        pool.map(total, [np.zeros(n) for n in (1 << 19, 1 << 20, 1 << 22)], chunksize=1)
+    """)
+    assert found["shared"] == {"buffers": 1, "bytes": 8 << 20}
+    assert found["in_band"] == {
+        "below_min_bytes": {"buffers": 1, "bytes": 4 << 20},
+        "max_in_flight": {"buffers": 1, "bytes": 32 << 20},
+    }
+
+
 def test_a_process_that_left_the_store_is_named():
     found = report("""
     import resource
