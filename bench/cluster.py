@@ -1,55 +1,35 @@
 #!/usr/bin/env python3
 """Compare a Dask cluster whose workers share values with plain Dask, in alternating rounds of one run.
 
-    python -P bench/cluster.py [--quick] [--json FILE]
+    python -P bench/cluster.py [ROW ...] [--quick] [--json FILE]
 
-Both clusters run on this host, with four workers of one thread each. Times run from the submission to the last result;
-they include Dask's own time for a task. A ratio above 1 is in favor of sharing. Memory is the increase during a round:
-private pages and objects of the store, without the freed pages that the store keeps for the next objects.
+The row ``cluster`` runs both clusters on this host, with four workers of one thread each; ``hosts`` runs them on two
+simulated hosts with four workers each, and needs root or user namespaces. Times run from the submission to the last
+result; they include Dask's own time for a task. A ratio above 1 is in favor of sharing. Memory is the increase during a
+round: private pages and objects of the store, without the freed pages that the store keeps for the next objects.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from time import perf_counter, sleep
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+sys.path.insert(1, str(HERE.parent / "tests" / "support"))
 
-import numpy
+import hosts as simulated
+from cluster_tasks import bytes_in_store, look, make, nothing, private_bytes, read_all
 from measuring.claim import Claim, measured
 from measuring.program import main
 from measuring.timing import median, median_ratio
 
-import pyray_ser
-
 READERS = 4
-
-
-def make(nbytes: int) -> numpy.ndarray:
-    return numpy.ones(nbytes // 8)
-
-
-def look(value: numpy.ndarray) -> float:
-    return float(value[0] + value[-1])
-
-
-def read_all(value: numpy.ndarray) -> float:
-    return float(value.sum())
-
-
-def nothing(number: int) -> int:
-    return number
-
-
-def private_bytes() -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) << 10
-
-
-def shared_bytes() -> int:
-    return pyray_ser.stats()["used"] if pyray_ser.is_initialized() else 0
 
 
 class Side:
@@ -67,7 +47,7 @@ class Side:
         self.workers = sorted(self.client.run(os.getpid))
 
     def memory(self) -> int:
-        return sum(self.client.run(private_bytes).values()) + max(self.client.run(shared_bytes).values())
+        return sum(self.client.run(private_bytes).values()) + max(self.client.run(bytes_in_store).values())
 
     def timed(self, function, value, workers: list[str]) -> float:
         began = perf_counter()
@@ -123,16 +103,51 @@ def cluster(quick: bool) -> list[Claim]:
     finally:
         for side in sides.values():
             side.close()
+    return _claims("cluster", figures["plain"], figures["sharing"])
+
+
+def _claims(row: str, plain_rounds: list[dict[str, float]], our_rounds: list[dict[str, float]]) -> list[Claim]:
     claims = []
-    for what in figures["plain"][0]:
-        unit, scale = ("MB", 1e-6) if what.endswith("memory") else ("ms", 1e3)
-        plain, ours = ([found[what] for found in figures[name]] for name in ("plain", "sharing"))
+    for what in plain_rounds[-1]:
+        unit, scale = ("MB", 1e-6) if what.endswith(("memory", "received")) else ("ms", 1e3)
+        plain, ours = ([found[what] for found in rounds if what in found] for rounds in (plain_rounds, our_rounds))
         ratio = median_ratio(plain, ours) if min(*plain, *ours) > 0 else None
         note = f"medians {median(plain) * scale:.1f} and {median(ours) * scale:.1f} {unit}, "
         note += f"best {min(plain) * scale:.1f} and {min(ours) * scale:.1f} {unit}"
-        claims.append(measured("cluster", f"{what}: plain over sharing", ratio, "x", note=note))
+        claims.append(measured(row, f"{what}: plain over sharing", ratio, "x", note=note))
+    return claims
+
+
+def hosts(quick: bool) -> list[Claim]:
+    """Run both clusters on two simulated hosts; see `cluster_hosts`."""
+    if reason := simulated.missing():
+        raise RuntimeError(reason)
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [*simulated.PREFIX, sys.executable, "-P", str(HERE / "cluster_hosts.py"), "1" if quick else "7"],
+            stdout=subprocess.PIPE,
+            cwd=folder,
+            check=True,
+        )
+    found = json.loads(done.stdout)
+    claims = _claims("hosts", found["plain"], found["sharing"])
+    *rounds, calls = found["alone"]
+    for what in rounds[0]:
+        figure = median(one[what] for one in rounds)
+        unit, scale = ("bytes", 1) if what.endswith("bytes") else ("ms", 1e3)
+        claims.append(measured("hosts", what, figure * scale, unit))
+    rate = median_ratio(
+        [one["1 GB over a bare socket"] for one in rounds], [one["1 GB by reference"] for one in rounds]
+    )
+    claims.append(measured("hosts", "1 GB by reference, share of the rate of a bare socket", 100 * rate, "%"))
+    for what in ("no-op by remote", "actor call"):
+        note = f"{calls[what] * 1e3:.2f} and {calls['no-op by submit'] * 1e3:.2f} ms"
+        claims.append(
+            measured("hosts", f"{what} over Client.submit", calls[what] / calls["no-op by submit"], "x", note=note)
+        )
     return claims
 
 
 if __name__ == "__main__":
-    sys.exit(main(__file__, __doc__, {"cluster": cluster}, packages=("dask", "distributed"), timeout=3600))
+    rows = {"cluster": cluster, "hosts": hosts}
+    sys.exit(main(__file__, __doc__, rows, packages=("dask", "distributed"), timeout=3600))
