@@ -19,9 +19,8 @@ import tempfile
 from pathlib import Path
 from time import perf_counter, sleep
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-sys.path.insert(1, str(HERE.parent / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 import hosts as simulated
 from cluster_tasks import bytes_in_store, look, make, nothing, private_bytes, read_all
@@ -29,6 +28,7 @@ from measuring.claim import Claim, measured
 from measuring.program import main
 from measuring.timing import median, median_ratio
 
+HERE = Path(__file__).resolve().parent
 READERS = 4
 
 

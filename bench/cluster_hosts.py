@@ -17,15 +17,15 @@ import sys
 from pathlib import Path
 from time import perf_counter, sleep
 
-HERE = Path(__file__).resolve().parent
-SUPPORT = HERE.parent / "tests" / "support"  # the hosts of the tests
-sys.path.insert(0, str(HERE))
-sys.path.insert(1, str(SUPPORT))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 import numpy
 from cluster_tasks import PORTS, bytes_in_store, look, make, nothing, private_bytes, read_all, timed_get, trace
 from hosts import Hosts
 
+HERE = Path(__file__).resolve().parent
+SUPPORT = HERE.parent / "tests" / "support"
 READERS = 4
 MB = 1_000_000
 LINK = ("tbf", "rate", "1gbit", "burst", "1mb", "latency", "100ms")
@@ -178,6 +178,7 @@ def main() -> None:
         sides = {name: Side(name, hosts) for name in ("plain", "sharing")}
         for number in range(rounds + 1):
             for name, side in sides.items():
+                print(f"round {number} of {rounds}: {name}", file=sys.stderr, flush=True)
                 found = side.round(number)
                 if number:  # the first round imports modules and opens connections
                     figures[name].append(found)
