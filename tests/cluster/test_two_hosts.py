@@ -376,3 +376,43 @@ def test_workers_without_the_plugin_get_plain_values():
                     sums = [client.submit(total, value, workers=[one], pure=False) for one in workers]
                     assert client.gather(sums) == [float(np.arange(4_000_000.0).sum())] * 3
     """)
+
+
+def test_shared_memory_counts_once_in_the_limits_of_workers():
+    run_on_hosts("""
+        from distributed import get_worker
+
+        def read_for_two_seconds(value):
+            found = total(value)
+            time.sleep(2)  # Dask looks at the memory each 100 ms
+            with open("/proc/self/status") as status:
+                resident = int(dict(line.split(":", 1) for line in status)["VmRSS"].split()[0]) << 10
+            worker = get_worker()
+            return found, worker.status.name, resident, worker.monitor.get_process_memory(), os.getpid()
+
+        def fill_and_wait(n):
+            mine = np.ones(n)
+            time.sleep(60)
+
+        # This part of the limit is for the sizes of values, which count in each worker.
+        os.environ["DASK_DISTRIBUTED__WORKER__MEMORY__TARGET"] = "0.85"
+        with Hosts(1) as (host,):
+            scheduler = start_scheduler(host)
+            words = ("--preload", "pyray_ser.distributed", "--preload-nanny", "pyray_ser.distributed")
+            start_workers(host, scheduler, 1, *words)
+            with Client(scheduler, timeout=60) as client:
+                [maker] = addresses(client, 1)
+                # Dask pauses a worker at 80 % of its limit, and restarts it at 95 %.
+                start_workers(host, scheduler, 3, *words, "--memory-limit", "265MB")
+                readers = [one for one in addresses(client, 4) if one != maker]
+                pids = client.run(os.getpid, workers=readers)
+                value = client.submit(make, 25_000_000, workers=[maker])
+                tasks = [client.submit(read_for_two_seconds, value, workers=[one], pure=False) for one in readers]
+                for one, (found, status, resident, counted, pid) in zip(readers, client.gather(tasks)):
+                    assert found == float(np.arange(25_000_000.0).sum())
+                    assert (status, pid) == ("running", pids[one])
+                    assert resident > 0.95 * 265_000_000 and counted < 0.8 * 265_000_000, (resident, counted)
+                # Memory of its own counts as before.
+                task = client.submit(fill_and_wait, 40_000_000, workers=readers[:1])
+                until(lambda: pids[readers[0]] not in client.run(os.getpid, on_error="ignore").values())
+    """)
