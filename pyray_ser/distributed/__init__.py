@@ -36,31 +36,38 @@ def enable(client: distributed.Client) -> None:
     >>> with distributed.Client(n_workers=4) as client:
     ...     pyray_ser.distributed.enable(client)
     """
-    from .plugin import SharingPlugin
+    from .plugin import register
+    from .private_names import run_in
 
-    return client.register_plugin(SharingPlugin())  # type: ignore[no-any-return]
+    return run_in(client, register, client)  # type: ignore[no-any-return]
 
 
 async def dask_setup(server: Any) -> None:
     """
-    Let a worker share large values, or let a scheduler show the figures of all hosts on the page ``/pyray-ser``.
+    Set up a server of Dask.
 
-    Dask calls this for ``--preload pyray_ser.distributed``.
+    A worker shares large values, a nanny measures the memory of its worker without shared memory, and a scheduler shows
+    the figures of all hosts on the page ``/pyray-ser``. Dask calls this for ``--preload pyray_ser.distributed`` and
+    ``--preload-nanny pyray_ser.distributed``.
 
     Parameters
     ----------
-    server : distributed.Worker or distributed.Scheduler
+    server : distributed.Worker, distributed.Nanny or distributed.Scheduler
 
     Examples
     --------
     >>> dask.config.set({"distributed.worker.preload": ["pyray_ser.distributed"]})
     """
-    from distributed import Scheduler, Worker
+    from distributed import Nanny, Scheduler, Worker
 
     if isinstance(server, Worker):
         from .plugin import NAME, SharingPlugin
 
         await server.plugin_add(SharingPlugin(), name=NAME)
+    elif isinstance(server, Nanny):
+        from .memory import MemoryPlugin
+
+        await server.plugin_add(MemoryPlugin())
     elif isinstance(server, Scheduler):
         try:
             from .page import install

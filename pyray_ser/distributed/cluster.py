@@ -30,7 +30,7 @@ from ..store import discovery, foreign
 from ..tasks import engine, protocol
 from ..tasks.call import after, encode
 from ..tasks.refs import TaskRef
-from . import agent, copies, private_names, settings
+from . import agent, copies, memory, private_names, settings
 from .actors import ClusterActor
 from .references import Receiver
 from .results import Results, Stored, part_of
@@ -86,6 +86,7 @@ class Cluster:
     def begin(self) -> None:
         """Let the workers run tasks, and let this process read objects of other hosts."""
         self.client.register_plugin(agent.AgentPlugin())
+        self.client.register_plugin(memory.MemoryPlugin())
         found = self.client.run(agent.has_agent)
         unable = sorted(address for address, has in found.items() if not has)
         if unable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from .. import _core
 from ..exceptions import ObjectFreedError, ObjectLostError
@@ -181,6 +182,10 @@ def broadcast(
     return private_names.run_in(client, _broadcast, client, ref, workers)  # type: ignore[no-any-return]
 
 
+# A future of a broadcast -> the future that it needs.
+_needed: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
 async def _broadcast(client: Any, ref: ObjectRef[Any], chosen: Collection[str] | None) -> list[Any]:
     groups = await _hosts(client)
     original = f"{ref.store_id:016x}"
@@ -190,20 +195,39 @@ async def _broadcast(client: Any, ref: ObjectRef[Any], chosen: Collection[str] |
     # transfer then fails, and its error is that of all futures.
     stores = [store for store in groups if store != original]
     made: list[Any] = []
+    sources: list[Any] = []
     for i, store in enumerate(stores):
+        options = {"workers": groups[store], "pure": False}
         # Nodes 0 and 1 receive the object from the root, nodes 2i + 2 and 2i + 3 from node i.
-        parent = made[(i - 2) // 2] if i >= 2 else None
-        made.append(client.submit(_receive, ref, parent, workers=groups[store], pure=False, key=_key(ref, store)))
+        source = sources[(i - 2) // 2] if i >= 2 else None
+        made.append(client.submit(_receive, ref, source, key=_key("broadcast", ref, store), **options))
+        if source is not None:
+            # The scheduler may process the release of a future before a graph that was sent earlier and needs it.
+            _needed[made[i]] = source
+        if 2 * i + 2 < len(stores):
+            sources.append(client.submit(_source_of, made[i], key=_key("source", ref, store), **options))
     return made
 
 
-def _key(ref: ObjectRef[Any], store: str) -> str:
+def _key(task: str, ref: ObjectRef[Any], store: str) -> str:
     from uuid import uuid4
 
-    return f"pyray_ser-broadcast-{ref.hex()}-{store}-{uuid4().hex}"
+    return f"pyray_ser-{task}-{ref.hex()}-{store}-{uuid4().hex}"
 
 
-def _receive(ref: ObjectRef[Any], parent: Copy | None) -> Copy:
+def _source_of(copy: Copy) -> str:
+    """
+    Return the address of a worker that can send an object.
+
+    This task runs on the host of the copy. Tasks of other hosts depend on this address and not on the copy, because a
+    dependency is replicated, and Dask's active memory manager then deletes all replicas but one: perhaps that of the
+    host that must keep its copy.
+    """
+    # If Dask has replicated the copy to this worker of the host, this replica keeps the copy in the store, too.
+    return _receive(copy.ref, copy.address).address
+
+
+def _receive(ref: ObjectRef[Any], source: str | None) -> Copy:
     """Copy an object into the store of this host. This is the task of one node of a broadcast."""
     from .plugin import NAME
 
@@ -214,5 +238,5 @@ def _receive(ref: ObjectRef[Any], parent: Copy | None) -> Copy:
             f"worker {worker.address} cannot receive objects, because it does not use pyray_ser.distributed"
         )
     if _core.is_foreign(ref):
-        plugin.sharing.references.receive_from(None if parent is None else parent.address, ref)
+        plugin.sharing.references.receive_from(source, ref)
     return Copy(ref, worker.address)

@@ -9,9 +9,10 @@ import distributed
 
 from .. import _core, _log, api
 from . import private_names, settings
+from .memory import MemoryPlugin
 from .sharing import Sharing
 
-__all__ = ["NAME", "SharingPlugin"]
+__all__ = ["NAME", "SharingPlugin", "register"]
 
 NAME = "pyray_ser"
 _warned = False
@@ -86,6 +87,24 @@ async def _open_store(worker: Any) -> _core.Store:
         scheduler = await worker.scheduler.identity()
         name = f"dask-{scheduler['id'].removeprefix('Scheduler-')}"
     return api.init(name, capacity=options.capacity)
+
+
+async def register(client: Any) -> Any:
+    """
+    Register the plugins of this module and of `memory` for the workers and nannies of a cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client
+
+    Returns
+    -------
+    dict
+        The answers of the workers, as from ``Client.register_plugin``.
+    """
+    answers = await client.register_plugin(SharingPlugin())
+    await client.register_plugin(MemoryPlugin())
+    return answers
 
 
 def _publish_counters() -> Any:

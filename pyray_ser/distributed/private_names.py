@@ -24,6 +24,8 @@ __all__ = [
     "current_worker",
     "get_data_with",
     "loop_of",
+    "measure_in_nanny",
+    "measure_in_worker",
     "peer_info",
     "problems",
     "receive_bytes",
@@ -49,6 +51,8 @@ SIGNATURES = {
     "distributed.core:ConnectionPool.connect": "self addr timeout",
     "distributed.core:ConnectionPool.reuse": "self addr comm",
     "distributed.worker_state_machine:GatherDepSuccessEvent": "stimulus_id worker total_nbytes data",
+    "distributed.system_monitor:SystemMonitor.get_process_memory": "self",
+    "distributed.worker_memory:NannyMemoryManager.memory_monitor": "self nanny",
     "distributed.utils:offload": "func / *args **kwargs",
 }
 # Classes and the attributes that this package reads or sets.
@@ -62,9 +66,12 @@ ATTRIBUTES = {
     "distributed.comm.tcp:TLSConnector": "comm_class",
     "distributed.comm.tcp:TLSListener": "comm_class",
     "distributed.core:Status": "dont_reply running",
+    "distributed.nanny:Nanny": "memory_manager process",
+    "distributed.nanny:WorkerProcess": "process",
     "distributed.scheduler:Scheduler": "identity",
     "distributed.scheduler:WorkerState": "metrics",
     "distributed.worker:Worker": "data metrics",
+    "distributed.worker_memory:NannyMemoryManager": "memory_limit memory_terminate_fraction",
     "distributed.worker_state_machine:WorkerState": "nthreads",
     "distributed.worker_state_machine:TaskState": "nbytes",
 }
@@ -320,6 +327,60 @@ def store_bytes(worker: Any, key: Any) -> int:
 def thread_count(worker: Any) -> int:
     """Return how many tasks a worker runs at the same time."""
     return int(worker.state.nthreads)
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------------
+
+
+def measure_in_worker(worker: Any, function: Callable[[], int] | None) -> None:
+    """
+    Let a function return the memory of a worker, by which the worker decides whether to spill or pause.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+    function : callable or None
+        Returns bytes. None restores Dask's own measure.
+    """
+    if function is None:
+        vars(worker.monitor).pop("get_process_memory", None)
+    else:
+        worker.monitor.get_process_memory = function
+
+
+def measure_in_nanny(nanny: Any, function: Callable[[int], int] | None) -> None:
+    """
+    Let a nanny restart its worker only if, by a function, the memory of the worker exceeds the limit.
+
+    Parameters
+    ----------
+    nanny : distributed.Nanny
+    function : callable or None
+        Returns the memory of a process in bytes, given its PID; not more than the resident memory. None restores Dask's
+        own measure.
+    """
+    from functools import partial
+
+    manager = nanny.memory_manager
+    callback = nanny.periodic_callbacks.get("memory_monitor")
+    if callback is None:
+        return  # there is no limit
+    if function is None:
+        callback.callback = partial(manager.memory_monitor, nanny)
+        return
+
+    def check() -> None:
+        process = None if nanny.process is None else nanny.process.process
+        if process is None or process.pid is None:
+            return  # the worker does not run
+        # Dask's own check follows. It measures the resident memory, which exceeds the limit, too.
+        if function(process.pid) > manager.memory_limit * manager.memory_terminate_fraction:
+            manager.memory_monitor(nanny)
+
+    callback.callback = check
+
+
+# ---- messages of a worker ---------------------------------------------------------------------------------------------
 
 
 def success(address: str, total_nbytes: int, data: dict[Any, Any]) -> Any:

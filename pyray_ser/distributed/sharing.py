@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import _log
-from . import handshake, private_names
+from . import handshake, memory, private_names
 from .counts import Counts
 from .handle import Handle, Unopened, closed_handles, is_copied_faithfully, put_value, watchable
 from .pulls import Pulls
@@ -61,6 +61,7 @@ class Sharing:
         handshake.begin(self.token)
         self.pulls.begin()
         self.references.begin()
+        memory.measure(self.worker, self.store)
         self.worker.handlers["get_data"] = self.get_data
         self.worker.gather_dep = self.gather_dep
         private_names.close_idle_connections(self.worker)
@@ -70,6 +71,7 @@ class Sharing:
         self.worker.handlers["get_data"] = self._plain_get_data
         self.worker.gather_dep = self._plain_gather_dep
         handshake.end()
+        memory.end_measure(self.worker)
         self.references.end()
         self.pulls.end()
         self._handles.clear()

@@ -167,6 +167,28 @@ def test_the_configuration_key_switches_it_on():
     """)
 
 
+def test_the_memory_of_a_worker_is_known_after_the_program_has_closed_the_store():
+    run("""
+        def measured(dask_worker):
+            return dask_worker.monitor.get_process_memory()
+
+        def close_and_measure(dask_worker):
+            pyray_ser.shutdown()
+            return measured(dask_worker)
+
+        with local(1) as cluster, Client(cluster) as client:
+            pyray_ser.distributed.enable(client)
+            [before] = client.run(measured).values()
+            [after] = client.run(close_and_measure).values()
+            assert 0.8 * before < after < 1.2 * before, (before, after)
+            client.unregister_worker_plugin("pyray_ser")
+            client.unregister_worker_plugin("pyray_ser-memory", nanny=True)
+            assert client.run(lambda dask_worker: "get_process_memory" in vars(dask_worker.monitor)) == {
+                one: False for one in addresses(client, 1)
+            }
+    """)
+
+
 @pytest.mark.heavy
 def test_a_full_store_leaves_the_value_to_plain_dask():
     out = run("""

@@ -62,6 +62,8 @@ def addresses(client, count=0):
 
 
 def local(workers=3, **options):
+    # Dask gives up a killed worker if its nanny does not restart it within 15 s, which a loaded machine does not manage.
+    dask.config.set({{"distributed.deploy.lost-worker-timeout": "10 minutes"}})
     return LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, **options)
 """
 
