@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pool_zoo
 import pytest
@@ -13,10 +14,9 @@ from isolated import environment
 from patience import patience
 
 LIGHT = ["Pool", "Pipe"]
-HEAVY = ["Pool of spawned workers", "Queue", "joblib", "joblib, multiprocessing", "loky"]
-# Run the other channels, or all values (two minutes for each channel), by hand:
-#
-# python tests/support/pool_zoo.py CHANNEL all with | without
+# Each value of this channel has its own process.
+FEW = ["arguments of processes"]
+# To run one of them by hand: python tests/support/pool_zoo.py CHANNEL all | some with | without
 
 
 def lines(channel: str, which: str, way: str) -> list[str]:
@@ -28,7 +28,7 @@ def lines(channel: str, which: str, way: str) -> list[str]:
             [sys.executable, pool_zoo.__file__, channel, which, way],
             capture_output=True,
             text=True,
-            timeout=patience(280),
+            timeout=patience(280 if which == "some" else 600),
             env={**variables, "PYTHONPATH": os.pathsep.join(paths)},
             cwd=folder,
         )
@@ -40,8 +40,9 @@ def compare(channel: str, which: str) -> None:
     """Assert that each value looks the same with `install` as without."""
     if "joblib" in channel or channel == "loky":
         pytest.importorskip(channel.split(",")[0].split()[0])
-    without, installed = lines(channel, which, "without"), lines(channel, which, "with")
-    assert len(without) == len(installed) > 300
+    with ThreadPoolExecutor(2) as threads:
+        without, installed = threads.map(lambda way: lines(channel, which, way), ["without", "with"])
+    assert len(without) == len(installed) > (300 if which == "some" else 7500)
     differing = [pair for pair in zip(without, installed, strict=True) if pair[0] != pair[1]]
     assert not differing, f"{len(differing)} lines differ:\n" + "\n".join(f"- {a}\n+ {b}" for a, b in differing[:10])
 
@@ -52,6 +53,13 @@ def test_some_values_of_each_kind_arrive_as_they_do_without(channel):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("channel", HEAVY)
-def test_some_values_of_each_kind_arrive_through_other_channels_as_they_do_without(channel):
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("channel", [channel for channel in pool_zoo.CHANNELS if channel not in FEW])
+def test_every_value_arrives_through_every_channel_as_it_does_without(channel):
+    compare(channel, "all")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("channel", FEW)
+def test_some_values_of_each_kind_arrive_as_arguments_of_processes_as_they_do_without(channel):
     compare(channel, "some")
