@@ -146,7 +146,10 @@ def test_what_is_in_the_store_does_not_count_toward_the_limit():
         pool.map(total, [array[:3_000_000], array[1_000_000:]], chunksize=1)
         pool.map(total, [own])
     """)
-    assert found["shared"] == {"buffers": 10, "bytes": 8 * 32_000_000 + 2 * 24_000_000} and found["reused"] == found["shared"]
+    assert (
+        found["shared"] == {"buffers": 10, "bytes": 8 * 32_000_000 + 2 * 24_000_000}
+        and found["reused"] == found["shared"]
+    )
     assert found["in_band"] == {"max_in_flight": {"buffers": 1, "bytes": 32_000_000}}
 
 
