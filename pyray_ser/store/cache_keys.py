@@ -86,6 +86,10 @@ def digest_of_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         found = unpicklable((args, kwargs), error)
         if found is error:
             raise
+        found.add_note(
+            "hint: the path [0][i] is positional argument i of a call of a cached function; give cached() key=, a function of "
+            "the arguments that leaves this one out"
+        )
         raise found from error
 
 

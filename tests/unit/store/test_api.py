@@ -185,6 +185,8 @@ class TestArguments:
         ref = pyray_ser.put(1)
         with pytest.raises(ValueError, match="list"):
             pyray_ser.get((ref, ref))
+        with pytest.raises(ValueError, match="hint: iterate over it"):
+            pyray_ser.get(iter([ref]))
 
     @pytest.mark.parametrize("value", [5, None, "ref", {1: 2}, object()])
     def test_get_of_something_else(self, value):

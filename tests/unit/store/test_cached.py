@@ -104,8 +104,9 @@ def test_an_argument_that_cannot_be_pickled(cached):
     def function(lock):
         return 1
 
-    with pytest.raises(exc.SerializationError):
+    with pytest.raises(exc.SerializationError) as caught:
         function(threading.Lock())
+    assert any("key=" in note for note in caught.value.__notes__)
 
     @cached(key=lambda lock: "the same")
     def other(lock):
