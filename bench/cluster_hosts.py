@@ -21,7 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 import numpy
-from cluster_tasks import PORTS, bytes_in_store, look, make, nothing, private_bytes, read_all, timed_get, trace
+from cluster_tasks import (
+    PORTS,
+    bytes_in_store,
+    look,
+    make,
+    nothing,
+    private_bytes,
+    read_all,
+    release,
+    stored,
+    timed_get,
+)
 from hosts import Hosts
 
 HERE = Path(__file__).resolve().parent
@@ -138,16 +149,17 @@ class Side:
 
 def references(side: Side) -> dict[str, float]:
     """Measure references to objects of the other host; only a cluster that shares values has them."""
-    ref = side.client.submit(trace, 100 * MB, workers=side.near[:1], pure=False).result()
+    ref = side.client.submit(stored, 100 * MB, workers=side.near[:1], pure=False).result()
     found = {"reference, pickled bytes": float(len(pickle.dumps(ref)))}
     first, again = side.client.submit(timed_get, ref, workers=side.far[:1], pure=False).result()
     found["reference to 100 MB of the other host, first get"] = first
     found["the same, again in that worker"] = again
     first, _ = side.client.submit(timed_get, ref, workers=side.far[1:2], pure=False).result()
     found["the same, in another worker of the host"] = first
-    del ref
-    big = side.client.submit(trace, 1000 * MB, workers=side.near[:1], pure=False).result()
+    side.client.submit(release, ref, workers=side.near[:1], pure=False).result()
+    big = side.client.submit(stored, 1000 * MB, workers=side.near[:1], pure=False).result()
     found["1 GB by reference"] = side.client.submit(timed_get, big, workers=side.far[:1], pure=False).result()[0]
+    side.client.submit(release, big, workers=side.near[:1], pure=False).result()
     return found
 
 

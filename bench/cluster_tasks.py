@@ -44,8 +44,13 @@ def bytes_in_store() -> int:
     return pyray_ser.stats()["used"] if pyray_ser.is_initialized() else 0
 
 
-def trace(nbytes: int) -> pyray_ser.ObjectRef[numpy.ndarray]:
+def stored(nbytes: int) -> pyray_ser.ObjectRef[numpy.ndarray]:
     return pyray_ser.put(make(nbytes))
+
+
+def release(ref: pyray_ser.ObjectRef[numpy.ndarray]) -> None:
+    """Free an object; otherwise its host keeps it, because a reference has left the host."""
+    pyray_ser.free(ref)
 
 
 def timed_get(ref: pyray_ser.ObjectRef[numpy.ndarray]) -> tuple[float, float]:
