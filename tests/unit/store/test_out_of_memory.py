@@ -33,7 +33,7 @@ SCRIPT = """
         "objects": pyray_ser.objects,
         "names": pyray_ser.names,
     }
-    if sys.version_info >= (3, 13):
+    if sys.version_info >= (3, 12):
         # CPython itself crashes if it cannot allocate the function of a generator expression, of which wait() has one.
         del calls["wait"]
     for name, call in calls.items():
