@@ -264,7 +264,8 @@ def _optional():
             lambda n: pd.DataFrame({"at": times(n), "gap": times(n) - times(n)[0]}, index=times(n)),
         )
         for form in OVER:
-            over = lambda n, form=form: FORMS[form](fill("f8", n))
+            # Some of these frames have more columns than rows, and each column takes long to describe.
+            over = lambda n, form=form: FORMS[form](fill("f8", min(n, SIZES["large"])))
             yield f"DataFrame over {form}", lambda n, over=over: pd.DataFrame(over(n), copy=False)
         yield "Series", lambda n: pd.Series(np.arange(float(n)), name="x")
         yield "Categorical", lambda n: pd.Series(pd.Categorical(["a", "b"] * (n // 2), ordered=True))
