@@ -53,6 +53,8 @@ class Suite(NamedTuple):
     arguments: Callable[[Path], list[str]]
     ways: dict[str, str]
     word: str = ""
+    # The project whose source distribution the children of the tests import from.
+    project: str = ""
 
 
 def cpython(module: str) -> Callable[[Path], list[str]]:
@@ -118,7 +120,7 @@ SUITES = {
     },
     "cpython-futures": Suite(("test.test_concurrent_futures",), cpython("peer_futures"), POOLS),
     "joblib": Suite(("joblib.test.test_parallel",), joblib, {**POOLS, PTH: INSTALL.format("")}),
-    "loky": Suite(("loky",), loky, {**POOLS, PTH: INSTALL.format("")}),
+    "loky": Suite(("loky",), loky, {**POOLS, PTH: INSTALL.format("")}, project="loky"),
     "distributed": Suite(("distributed",), distributed, PICKLES),
     # If PyTables is missing, the folder of its tests would abort the whole run.
     "pandas": types("pandas", "--no-strict-data-files", leave="pytables"),
@@ -191,9 +193,13 @@ def run(suite: Suite, way: str, options: argparse.Namespace, only: list[str] | N
         python = interpreter_with_pth(folder, first) if way == PTH else sys.executable
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONSAFEPATH", "PYRAY_SER_STORE")}
         paths = [name, str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        if suite.project:
+            paths.append(str(unpacked(suite.project, options.sources)))
         results = folder / "results"
         environment |= {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            # Some tests of loky start "python".
+            "PATH": os.pathsep.join([os.path.dirname(python), os.environ["PATH"]]),
             "PEER_RESULTS": str(results),
             "PEER_WORD": suite.word,
         }

@@ -22,7 +22,7 @@ SIZES = {"small": 6, "large": 1200}
 MIN_BYTES = 1024
 # The number of elements of other types. The standard pickler writes a payload of 64 KiB or more to its file
 # in one call.
-OTHER_SIZES = {"small": 6, "large": 22_000}
+OTHER_SIZES = {"small": 6, "large": 24_000}
 
 POINT = [("x", "<f8"), ("n", "<i4"), ("name", "S5")]
 DTYPES = {
@@ -222,6 +222,20 @@ OTHER = {
 }
 
 
+# The forms of the array that a DataFrame has as its only block.
+OVER = (
+    "read-only",
+    "borrowed from bytes",
+    "byte-swapped",
+    "Fortran",
+    "read-only Fortran",
+    "strided",
+    "reversed",
+    "broadcast",
+    "empty 2-d",
+)
+
+
 def _cycle(part):
     made = [part]
     made.append(made)
@@ -249,6 +263,10 @@ def _optional():
             "DataFrame with dates",
             lambda n: pd.DataFrame({"at": times(n), "gap": times(n) - times(n)[0]}, index=times(n)),
         )
+        for form in OVER:
+            # Some of these frames have more columns than rows, and each column takes long to describe.
+            over = lambda n, form=form: FORMS[form](fill("f8", min(n, SIZES["large"])))
+            yield f"DataFrame over {form}", lambda n, over=over: pd.DataFrame(over(n), copy=False)
         yield "Series", lambda n: pd.Series(np.arange(float(n)), name="x")
         yield "Categorical", lambda n: pd.Series(pd.Categorical(["a", "b"] * (n // 2), ordered=True))
         yield "nullable", lambda n: pd.Series([1, None] * (n // 2), dtype="Int64")
