@@ -114,8 +114,8 @@ static int check_allowed(prp_loader *L, prp_context *context, PyObject *module, 
         PRP_FOREIGN_VOID(Py_XDECREF(answer));
     }
     if (allowed == 0)
-        prp_load_malformed("global '%U:%U' is not allowed; hint: if it is safe with any arguments, add it to allow=", module,
-                           name);
+        prp_load_malformed(
+            "global '%U:%U' is not allowed; hint: if it is safe with any arguments, add it to allow=", module, name);
     return allowed > 0 ? 0 : -1;
 }
 

@@ -467,7 +467,7 @@ def test_allowed_names_are_read_and_others_refused_by_name(protocol):
             assert read()[1] == (1, 2)
     for allow in (names - {f"{__name__}:Point"}, (), lambda module, name: name != "Point"):
         for read in _everywhere(data, allow):
-            with pytest.raises(UnpicklingError, match="is not allowed; hint: .* allow=") as caught:
+            with pytest.raises(UnpicklingError, match=r"is not allowed; hint: .* allow=") as caught:
                 read()
             if len(list(allow) if not callable(allow) else [1]) > 0:
                 assert f"{__name__}:Point" in str(caught.value)
