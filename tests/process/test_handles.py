@@ -182,3 +182,30 @@ def test_a_handler_closes_a_store_while_a_reference_opens_it():
     print(done.returncode, done.stdout.decode().strip(), done.stderr.decode()[-500:])
     """
     assert run(PRELUDE + script).strip() == "0 ['closed'] sealed"  # the reference opens it again
+
+
+def test_an_interrupted_opening_leaves_no_store_open():
+    script = """
+    import os, pickle, subprocess
+    pyray_ser.init(name=f"interrupted-{os.getpid()}", capacity=64 << 20)
+    ref = pyray_ser.put(np.arange(1000))
+    program = '''if True:
+        import os, pickle, sys
+        import pyray_ser
+        original = os.path.dirname
+
+        def dirname(path):
+            if pyray_ser._core.open_stores():
+                raise KeyboardInterrupt
+            return original(path)
+
+        os.path.dirname = dirname
+        try:
+            pickle.load(sys.stdin.buffer)
+        except KeyboardInterrupt:
+            print("interrupted", pyray_ser._core.open_stores())
+    '''
+    done = subprocess.run([sys.executable, "-P", "-c", program], input=pickle.dumps(ref), capture_output=True)
+    print(done.returncode, done.stdout.decode().strip(), done.stderr.decode()[-500:])
+    """
+    assert run(PRELUDE + script).strip() == "0 interrupted []"

@@ -106,15 +106,15 @@ cdef object _open(int how, path, int32_t pid, int fd, uint64_t ident, uint64_t c
     store.spill_form = form
     store.opened(handle)
     # Python code runs from here on, and may close the store: `handle` is no longer valid.
-    store.path = path_of_file(store) if how == 2 else path
-    if shrunk_from:
-        warn_of_shrunk_store(shrunk_from, actual)
-    if not tables_only:
-        try:
+    try:
+        store.path = path_of_file(store) if how == 2 else path
+        if shrunk_from:
+            warn_of_shrunk_store(shrunk_from, actual)
+        if not tables_only:
             form_of(store)
-        except BaseException:
-            store.close()
-            raise
+    except BaseException:
+        store.close()
+        raise
     return store
 
 
