@@ -71,13 +71,14 @@ def test_a_store_is_made_anew_if_its_last_process_closes_it_just_now():
     import signal, subprocess, threading
     name = f"closing-{os.getpid()}"
     program = '''if True:
-        import sys, time, pyray_ser
+        import sys, pyray_ser
         pyray_ser.init(name=sys.argv[1], spill_dir=sys.argv[2])
         print("ready", flush=True)
-        time.sleep(300)
+        sys.stdin.read()  # until the test ends
     '''
     os.mkdir(spill_dir)
-    last = subprocess.Popen([sys.executable, "-P", "-c", program, name, spill_dir], stdout=subprocess.PIPE)
+    command = [sys.executable, "-P", "-c", program, name, spill_dir]
+    last = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     last.stdout.readline()
     [own] = os.listdir(spill_dir)
     shutil.rmtree(os.path.join(spill_dir, own))
