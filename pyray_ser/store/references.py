@@ -158,7 +158,7 @@ def not_refs(function: str, value: object) -> Exception:
             f"{function}() takes an ObjectRef or a list of ObjectRefs, not a {type(value).__name__}; "
             f"for several, call {function}(list(refs))"
         )
-    hint = "; hint: iterate over it, each step returns a reference" if hasattr(type(value), "__next__") else ""
+    hint = "; hint: iterate over it and get each reference" if hasattr(type(value), "__next__") else ""
     return ValueError(
         f"{function}() takes an ObjectRef or a list of ObjectRefs, not {type(value).__name__!r}: {value!r:.80}{hint}"
     )
