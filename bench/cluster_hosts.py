@@ -175,7 +175,7 @@ def bare_socket(hosts: list, nbytes: int) -> float:
 
 
 def calls(scheduler: str) -> dict[str, float]:
-    """Measure tasks and actors of `remote` on the cluster beside `Client.submit`, in a process of their own."""
+    """Measure tasks and actors of `remote` on the cluster beside `Client.submit`, in a separate process."""
     done = subprocess.run(
         (sys.executable, "-P", str(HERE / "cluster_tasks.py"), "calls", scheduler), stdout=subprocess.PIPE, check=True
     )

@@ -415,7 +415,7 @@ def test_shared_memory_counts_once_in_the_limits_of_workers():
                     assert found == float(np.arange(25_000_000.0).sum())
                     assert (status, pid) == ("running", pids[one])
                     assert resident > 0.95 * 265_000_000 and counted < 0.8 * 265_000_000, (resident, counted)
-                # Memory of its own counts as before.
+                # Private memory counts as before.
                 task = client.submit(fill_and_wait, 40_000_000, workers=readers[:1])
                 until(lambda: pids[readers[0]] not in client.run(os.getpid, on_error="ignore").values())
     """)
