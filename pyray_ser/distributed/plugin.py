@@ -8,6 +8,7 @@ from typing import Any
 import distributed
 
 from .. import _core, _log, api
+from ..store import discovery
 from . import private_names, settings
 from .memory import MemoryPlugin
 from .sharing import Sharing
@@ -26,6 +27,7 @@ class SharingPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
     def __init__(self) -> None:
         self.sharing: Sharing | None = None
         self._collector: Any = None
+        self._opened = False  # whether this plugin opened the store of the process
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SharingPlugin, ()
@@ -46,7 +48,11 @@ class SharingPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
             problems = private_names.problems()
             if problems:
                 raise RuntimeError("; ".join(problems))
-            self.sharing = Sharing(worker, await _open_store(worker), settings.read())
+            store = _core.default()
+            if store is None:
+                store = await _open_store(worker)
+                self._opened = True
+            self.sharing = Sharing(worker, store, settings.read())
             self.sharing.begin()
             self._collector = _publish_counters()
         except Exception as error:
@@ -61,7 +67,7 @@ class SharingPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
 
     def teardown(self, worker: Any) -> None:
         """
-        Remove the hooks from the worker.
+        Remove the hooks from the worker. If the worker ends, close the store that `setup` has opened.
 
         Parameters
         ----------
@@ -73,13 +79,15 @@ class SharingPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         collector, self._collector = self._collector, None
         if collector is not None:
             sys.modules["prometheus_client"].REGISTRY.unregister(collector)
+        # Do not leave this to the end of the process: a nanny kills its worker after 4 s, and the last process of a store
+        # would then leave its file in /dev/shm. Tasks that still run may need the store.
+        if self._opened and private_names.is_ending(worker):
+            discovery.close_all()
+        self._opened = False
 
 
 async def _open_store(worker: Any) -> _core.Store:
-    """Open the store of this cluster on this host, unless this process uses a store already; then return that store."""
-    store = _core.default()
-    if store is not None:
-        return store
+    """Open the store of this cluster on this host."""
     options = settings.read()
     name = options.store
     if name is None:

@@ -23,6 +23,7 @@ __all__ = [
     "current_client",
     "current_worker",
     "get_data_with",
+    "is_ending",
     "loop_of",
     "measure_in_nanny",
     "measure_in_worker",
@@ -65,14 +66,14 @@ ATTRIBUTES = {
     "distributed.comm.tcp:TCPListener": "comm_class",
     "distributed.comm.tcp:TLSConnector": "comm_class",
     "distributed.comm.tcp:TLSListener": "comm_class",
-    "distributed.core:Status": "dont_reply running",
+    "distributed.core:Status": "closing dont_reply running",
     "distributed.nanny:Nanny": "memory_manager process",
     "distributed.nanny:WorkerProcess": "process",
     "distributed.scheduler:Scheduler": "identity",
     "distributed.scheduler:WorkerState": "metrics",
     "distributed.worker:Worker": "data metrics",
     "distributed.worker_memory:NannyMemoryManager": "memory_limit memory_terminate_fraction",
-    "distributed.worker_state_machine:WorkerState": "nthreads",
+    "distributed.worker_state_machine:WorkerState": "executing long_running nthreads",
     "distributed.worker_state_machine:TaskState": "nbytes",
 }
 
@@ -322,6 +323,13 @@ def store_bytes(worker: Any, key: Any) -> int:
     """Return the size of a worker's result in bytes, or 0 if it is unknown."""
     task = worker.state.tasks.get(key)
     return (task.nbytes or 0) if task is not None else 0
+
+
+def is_ending(worker: Any) -> bool:
+    """Return whether a worker is about to end and no task runs on it."""
+    from distributed.core import Status
+
+    return worker.status is Status.closing and not (worker.state.executing or worker.state.long_running)
 
 
 def thread_count(worker: Any) -> int:

@@ -39,6 +39,24 @@ def test_readers_of_a_value_share_one_copy():
     """)
 
 
+def test_workers_that_their_nanny_kills_while_they_end_leave_no_store():
+    run("""
+        def end_slowly():
+            from multiprocessing import util
+            util.Finalize(None, time.sleep, args=(3600,), exitpriority=1000)  # Dask's nanny kills its worker after 4 s
+
+        with local(2) as cluster, Client(cluster) as client:
+            pyray_ser.distributed.enable(client)
+            first, second = addresses(client, 2)
+            value = client.submit(make, 100_000, workers=[first])
+            assert client.submit(total, value, workers=[second]).result() == 4999950000.0
+            folder = os.environ.get("PYRAY_SER_STORE_DIR", "/dev/shm/pyray_ser-*")
+            assert glob.glob(f"{folder}/dask-*")
+            client.run(end_slowly)
+        assert not glob.glob(f"{folder}/dask-*")
+    """)
+
+
 @pytest.mark.heavy
 def test_a_reader_that_writes_changes_only_its_copy():
     run("""
