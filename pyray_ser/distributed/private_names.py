@@ -138,7 +138,9 @@ def problems() -> list[str]:
         except (ImportError, AttributeError) as error:
             found.append(f"{name} is missing: {error}")
             continue
-        known = {*dir(owner), *getattr(owner, "__annotations__", ())}
+        # Older versions do not annotate what their `__init__` sets.
+        set_by_init = getattr(getattr(owner.__init__, "__code__", None), "co_names", ())
+        known = {*dir(owner), *getattr(owner, "__annotations__", ()), *set_by_init}
         found += [f"{name} has no attribute {word!r}" for word in attributes.split() if word not in known]
     return found
 
