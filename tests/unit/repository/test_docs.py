@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import doctest
 import importlib.util
+import inspect
 import re
 import shlex
 import subprocess
@@ -295,6 +296,37 @@ def test_every_function_of_the_package_is_on_a_page_of_the_api():
     assert not [name for name in names if not re.search(directive.format(name), text, re.MULTILINE)]
 
 
+def table_below(page: Path, heading: str) -> list[list[str]]:
+    """Return the rows of the first table below a heading, without its head."""
+    text = page.read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
+    lines = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def documented_types(function) -> dict[str, str]:
+    """Return the types of the parameters, as the docstring has them."""
+    parameters = inspect.getdoc(function).partition("Parameters\n")[2].partition("\nReturns\n")[0]
+    return dict(re.findall(r"^(\w+) : (.*?)(?:, optional)?$", parameters, re.MULTILINE))
+
+
+@pytest.mark.parametrize("function", [pyray_ser.init, pyray_ser.install], ids=lambda function: function.__name__)
+def test_the_table_of_options_agrees_with_the_signature(function):
+    rows = table_below(DOCS / "reference" / "index.md", f"### Options of `{function.__name__}`")
+    types = documented_types(function)
+    parameters = inspect.signature(function).parameters.values()
+    assert [row[0] for row in rows] == [f"`{parameter.name}`" for parameter in parameters]
+    for parameter, (_, kind, default, purpose) in zip(parameters, rows, strict=True):
+        assert kind == types[parameter.name]
+        assert purpose
+        if parameter.default is None:
+            # A function decides about this default, and its docstring says how.
+            after = inspect.getdoc(function).partition(f"\n{parameter.name} : ")[2]
+            described = re.split(r"\n\w+ : |\nReturns\n", after)[0]
+            assert default and not [n for n in re.findall(r"\d+", default) if n not in described]
+        else:
+            assert default.replace('"', "'").startswith(f"`{parameter.default!r}`")
+
+
 def test_every_error_has_a_remedy():
     page = (DOCS / "reference" / "exceptions.md").read_text(encoding="utf-8")
     assert not [name for name in exceptions.__all__ if f"| `{name}` |" not in page and name != "PyraySerError"]
@@ -305,6 +337,21 @@ def test_every_command_is_described():
     page = (DOCS / "reference" / "command-line.md").read_text(encoding="utf-8")
     assert not [name for name in cli.COMMANDS if f"| `{name}" not in page]
     assert not missing(commands, code_of(READING))
+
+
+def tool(name: str):
+    """Return a program in `tools` as a module."""
+    spec = importlib.util.spec_from_file_location(name, pages.ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_lists_the_arguments_of_all_commands():
+    writer = tool("commands_page")
+    text = writer.PAGE.read_text(encoding="utf-8")
+    assert "| `-n`, `--limit N` |" in text and "### pyray-ser top" in text
+    assert text == writer.render(text), "run tools/commands_page.py"
 
 
 def test_every_environment_variable_is_described():
@@ -339,18 +386,10 @@ def test_page_is_in_a_table_of_contents(page):
     assert page == DOCS / "index.md" or page.resolve() in listed
 
 
-def check_links():
-    path = pages.ROOT / "tools" / "check_links.py"
-    spec = importlib.util.spec_from_file_location("check_links", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_a_link_without_target_is_found(tmp_path):
     (tmp_path / "a.html").write_text('<a href="b.html#there">x</a> <a href="b.html#gone">x</a> <img src="c.svg">')
     (tmp_path / "b.html").write_text('<h2 id="there">x</h2> <a href="https://example.com/">x</a> <a href="#">x</a>')
-    assert check_links().broken(tmp_path) == [
+    assert tool("check_links").broken(tmp_path) == [
         "a.html:1: b.html#gone: no such anchor",
         "a.html:1: c.svg: no such file",
     ]
