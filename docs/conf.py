@@ -19,7 +19,6 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "accessibility",
-    "command_line",
     "repository_pages",
     "short_names",
 ]

@@ -55,7 +55,7 @@ class Watch:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] not in ("dask", "distributed"):
                 raise
-            raise CommandError("--cluster needs Dask; hint: pip install 'pyray_ser[dask]'") from error
+            raise CommandError("--cluster needs Dask; hint: pip install distributed") from error
         self.address: str = arguments.cluster
         self._before: dict[str, tuple[float, int]] = {}
 

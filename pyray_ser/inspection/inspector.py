@@ -23,6 +23,8 @@ class Inspection:
         The objects that cannot be pickled, in the order in which a pickler reaches them.
     refusals : int
         Total number of times that an object refused to be pickled.
+    root_global : (str, str) or None
+        Module and qualified name, if the object is pickled by its name.
     sizes : Sizes
         Where the bytes are.
     """
@@ -32,6 +34,7 @@ class Inspection:
         self.serializable: bool = not self._trace.total_failures
         self.failures: list[FailureTuple] = self._trace.failures
         self.refusals: int = self._trace.total_failures
+        self.root_global: tuple[str, str] | None = self._trace.root_global
         self.sizes: Sizes = sizes_of(self._trace)
 
     def to_text(self, depth: int = 3) -> str:
@@ -50,6 +53,7 @@ class Inspection:
         found = {
             "serializable": self.serializable,
             "refusals": self.refusals,
+            "pickled_by_name": None if self.root_global is None else ":".join(self.root_global),
             "failures": [failure.as_dict() for failure in self.failures],
             **self.sizes.to_dict(),
         }

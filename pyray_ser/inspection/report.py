@@ -82,7 +82,26 @@ def report_text(result: Trace, depth: int = 3) -> str:
     lines = [_RULE, f"Checking Serializability of {brief(result.root, 200)}", _RULE]
     if result.failures:
         lines += _failed(result, depth)
+    elif result.root_global is not None:
+        lines += _by_name(result.root, *result.root_global)
     return "\n".join(lines) + "\n"
+
+
+def _by_name(root: Any, module: str, name: str) -> list[str]:
+    """Say that the root is pickled by its name, and what was therefore not checked."""
+    if issubclass(type(root), type):
+        kind, inside = "This class", "its attributes and its instances"
+    elif callable(root):
+        kind, inside = "This function", "its code and the global variables that it uses"
+    else:
+        kind, inside = "This object", "its attributes"
+    lines = [
+        f"{kind} is pickled by its name, {shorten(f'{module}:{name}', 200)}: a process that loads it imports it.",
+        f"So the pickle does not contain {inside}, and they were not checked.",
+    ]
+    if issubclass(type(root), type):
+        lines.append("hint: inspect an instance of the class to find out whether its instances can be pickled")
+    return lines
 
 
 def _failed(result: Trace, depth: int) -> list[str]:

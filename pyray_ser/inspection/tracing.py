@@ -61,6 +61,8 @@ class Trace:
         Bytes, see `_walk`.
     visited : int
         Containers and reduced objects that were visited.
+    root_global : (str, str) or None
+        Module and qualified name, if the root is pickled by its name. The pass then visits nothing inside the root.
     """
 
     def __init__(self, root: Any, name: str | None) -> None:
@@ -71,6 +73,7 @@ class Trace:
         self.total_failures = 0
         self.tree: Any = None
         self.visited = 0
+        self.root_global: tuple[str, str] | None = None
         self._seen: set[int] = set()
 
     def add(self, steps: list[Step], skipped: int, obj: Any, error: Exception) -> None:
@@ -140,7 +143,10 @@ def trace(
             return (load_ref, (obj.binary(),)), None
         _, value = reduction(obj)
         if type(value) is str:
-            return value, find_global(obj, value)
+            found = find_global(obj, value)
+            if obj is result.root:
+                result.root_global = found
+            return value, found
         return value, None
 
     def classify(cls: type) -> int:

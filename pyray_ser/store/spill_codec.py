@@ -44,7 +44,7 @@ def flags(checksum: bool, compress: str | None) -> int:
 
 def _missing(package: str) -> ImportError:
     return ImportError(
-        f"the spill files of this store need the package {package!r}: pip install 'pyray_ser[spill]'", name=package
+        f"the spill files of this store need the package {package!r}; hint: pip install {package}", name=package
     )
 
 

@@ -163,7 +163,11 @@ def end(accepts: bool = False) -> None:
 
     executor = sys.modules.get(f"{__name__}.executor")
     if executor is not None:
-        executor.finish_all(accepts)
+        from . import collector
+
+        # Python 3.12.0 and 3.12.1 start no threads from here on. `shutdown` does the work of the collector then.
+        with collector.ending():
+            executor.finish_all(accepts)
     shutdown()
 
 

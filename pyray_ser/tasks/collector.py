@@ -328,7 +328,7 @@ def forget(descriptor: Descriptor) -> None:
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Allow collectors without a thread inside the block; the block must call `end_collector` to do their work."""
+    """Allow collectors without a thread inside the block; `end_collector` must be called later to do their work."""
     global _ending
     _ending = True
     try:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -413,6 +414,7 @@ def test_a_forked_child_needs_its_own_executor(executor):
     assert process.exitcode == 0
 
 
+@pytest.mark.skipif((3, 12) <= sys.version_info < (3, 12, 2), reason="does not fork while the interpreter ends")
 def test_the_interpreter_ends_after_all_calls():
     assert (
         run("""

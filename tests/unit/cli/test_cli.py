@@ -448,6 +448,6 @@ WITHOUT_DASK = """
 def test_a_cluster_needs_dask_and_nothing_else_imports_it():
     *errors, _, last = run(WITHOUT_DASK).splitlines()
     assert errors == [
-        f"2 pyray-ser {name}: --cluster needs Dask; hint: pip install 'pyray_ser[dask]'" for name in ("ls", "top")
+        f"2 pyray-ser {name}: --cluster needs Dask; hint: pip install distributed" for name in ("ls", "top")
     ]
     assert last == "False"

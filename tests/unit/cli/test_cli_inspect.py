@@ -17,6 +17,7 @@ class Service:
     def broken(self):
         raise RuntimeError("not now")
 service = Service()
+table = {"service": Service}
 def task():
     return service
 """
@@ -52,6 +53,23 @@ def test_what_cannot(folder):
     done = run(folder, "mine:task")
     # The module can be imported, so the pickler writes the name of the function and does not visit its global.
     assert done.returncode == 0
+    assert "This function is pickled by its name, mine:task:" in done.stdout
+    assert "its code and the global variables that it uses, and they were not checked" in done.stdout
+
+
+def test_a_class_is_reported_as_pickled_by_name(folder):
+    done = run(folder, "mine:Service")
+    assert done.returncode == 0, done.stderr
+    assert "This class is pickled by its name, mine:Service: a process that loads it imports it.\n" in done.stdout
+    assert "its attributes and its instances, and they were not checked" in done.stdout
+    assert "hint: inspect an instance of the class" in done.stdout
+    assert json.loads(run(folder, "mine:Service", "--json").stdout)["pickled_by_name"] == "mine:Service"
+
+
+def test_an_object_that_holds_a_class_is_not_reported_as_pickled_by_name(folder):
+    done = run(folder, "mine:table")
+    assert done.returncode == 0 and "by its name" not in done.stdout
+    assert json.loads(run(folder, "mine:table", "--json").stdout)["pickled_by_name"] is None
 
 
 def test_json(folder):

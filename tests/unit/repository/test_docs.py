@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import builtins
 import doctest
 import importlib.util
+import inspect
 import re
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
@@ -88,14 +92,52 @@ def test_program_of_a_page_runs(text, tmp_path):
 
 def test_programs_about_names_compute_once():
     page = DOCS / "how-to" / "compute-once.md"
-    (program,) = pages.programs(page)
-    lines = isolated.run(pages.text_of(program)).split("\n")
-    assert lines[:4] == ["499999500000.0", "{'rate': 1.25}", "332833500", "332833500"]
-    assert lines[4].startswith("CacheInfo(hits=1, misses=1,") and lines[-1] == "2"
+    table, rates, cached = (isolated.run(pages.text_of(program)) for program in pages.programs(page))
+    assert table == "499999500000.0"
+    assert rates == "{'rate': 1.25}"
+    assert cached.startswith("332833500\n332833500\nCacheInfo(hits=1, misses=1,")
+
+
+def test_reader_of_a_page_follows_the_writer():
+    page = DOCS / "how-to" / "compute-once.md"
+    writer, reader = (block.text for block in pages.python_blocks(page) if block.file)
+    with ThreadPoolExecutor(2) as pool:
+        printed, _ = pool.map(isolated.run, [reader, writer])
+    # The reader may skip versions, but not the last one.
+    assert printed.splitlines()[-1] == "2"
+
+
+def test_every_block_of_a_guide_defines_what_it_uses():
+    """A reader copies one block; sessions continue each other, and the tutorial is one program."""
+    unknown = [
+        f"{name_of(page)}:{block.line}: {name}"
+        for page in GUIDES
+        if name_of(page) != "start/tutorial.md"
+        for block in pages.python_blocks(page)
+        if block.reason is None
+        for name in undefined_names(block.text)
+    ]
+    assert not unknown
+
+
+def undefined_names(text: str) -> set[str]:
+    """Return the names that a program reads, but neither defines nor imports anywhere."""
+    nodes = list(ast.walk(ast.parse(text)))
+    loaded = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+    return loaded - bound - set(dir(builtins)) - {"__name__", "__file__"}
 
 
 # The tests that run the files which a page shows.
 FILES = {
+    "how-to/compute-once.md": {"reader.py": "test_docs.py", "writer.py": "test_docs.py"},
     "how-to/mpi.md": {"ranks.py": "test_mpi.py"},
     "how-to/web-workers.md": dict.fromkeys(["app.py", "forest.py", "main.py"], "test_web_workers.py"),
     "how-to/pytest-xdist.md": {"conftest.py": "test_docs.py", "test_table.py": "test_docs.py"},
@@ -295,6 +337,37 @@ def test_every_function_of_the_package_is_on_a_page_of_the_api():
     assert not [name for name in names if not re.search(directive.format(name), text, re.MULTILINE)]
 
 
+def table_below(page: Path, heading: str) -> list[list[str]]:
+    """Return the rows of the first table below a heading, without its head."""
+    text = page.read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
+    lines = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def documented_types(function) -> dict[str, str]:
+    """Return the types of the parameters, as the docstring has them."""
+    parameters = inspect.getdoc(function).partition("Parameters\n")[2].partition("\nReturns\n")[0]
+    return dict(re.findall(r"^(\w+) : (.*?)(?:, optional)?$", parameters, re.MULTILINE))
+
+
+@pytest.mark.parametrize("function", [pyray_ser.init, pyray_ser.install], ids=lambda function: function.__name__)
+def test_the_table_of_options_agrees_with_the_signature(function):
+    rows = table_below(DOCS / "reference" / "index.md", f"### Options of `{function.__name__}`")
+    types = documented_types(function)
+    parameters = inspect.signature(function).parameters.values()
+    assert [row[0] for row in rows] == [f"`{parameter.name}`" for parameter in parameters]
+    for parameter, (_, kind, default, purpose) in zip(parameters, rows, strict=True):
+        assert kind == types[parameter.name]
+        assert purpose
+        if parameter.default is None:
+            # A function decides about this default, and its docstring says how.
+            after = inspect.getdoc(function).partition(f"\n{parameter.name} : ")[2]
+            described = re.split(r"\n\w+ : |\nReturns\n", after)[0]
+            assert default and not [n for n in re.findall(r"\d+", default) if n not in described]
+        else:
+            assert default.replace('"', "'").startswith(f"`{parameter.default!r}`")
+
+
 def test_every_error_has_a_remedy():
     page = (DOCS / "reference" / "exceptions.md").read_text(encoding="utf-8")
     assert not [name for name in exceptions.__all__ if f"| `{name}` |" not in page and name != "PyraySerError"]
@@ -305,6 +378,21 @@ def test_every_command_is_described():
     page = (DOCS / "reference" / "command-line.md").read_text(encoding="utf-8")
     assert not [name for name in cli.COMMANDS if f"| `{name}" not in page]
     assert not missing(commands, code_of(READING))
+
+
+def tool(name: str):
+    """Return a program in `tools` as a module."""
+    spec = importlib.util.spec_from_file_location(name, pages.ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_lists_the_arguments_of_all_commands():
+    writer = tool("commands_page")
+    text = writer.PAGE.read_text(encoding="utf-8")
+    assert "| `-n`, `--limit N` |" in text and "### pyray-ser top" in text
+    assert text == writer.render(text), "run tools/commands_page.py"
 
 
 def test_every_environment_variable_is_described():
@@ -339,18 +427,10 @@ def test_page_is_in_a_table_of_contents(page):
     assert page == DOCS / "index.md" or page.resolve() in listed
 
 
-def check_links():
-    path = pages.ROOT / "tools" / "check_links.py"
-    spec = importlib.util.spec_from_file_location("check_links", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_a_link_without_target_is_found(tmp_path):
     (tmp_path / "a.html").write_text('<a href="b.html#there">x</a> <a href="b.html#gone">x</a> <img src="c.svg">')
     (tmp_path / "b.html").write_text('<h2 id="there">x</h2> <a href="https://example.com/">x</a> <a href="#">x</a>')
-    assert check_links().broken(tmp_path) == [
+    assert tool("check_links").broken(tmp_path) == [
         "a.html:1: b.html#gone: no such anchor",
         "a.html:1: c.svg: no such file",
     ]

@@ -503,7 +503,7 @@ def test_a_package_that_is_missing_is_known_before_the_store_is_full():
     try:
         pyray_ser.init(spill_dir=spill_dir, spill_checksum=True)
     except ImportError as error:
-        print(error.name, "pyray_ser[spill]" in str(error), pyray_ser.is_initialized())
+        print(error.name, f"pip install {error.name}" in str(error), pyray_ser.is_initialized())
     path = os.environ["PYRAY_SER_STORE_DIR"] + f"-spill-missing-{os.getpid()}"
     try:
         pyray_ser.init(path, spill_dir=spill_dir, spill_checksum=True)
