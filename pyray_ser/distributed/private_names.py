@@ -12,11 +12,12 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
     from types import MethodType
 
 __all__ = [
     "OLDEST",
+    "add_values",
     "close_idle_connections",
     "closed_reply",
     "comm_classes",
@@ -27,18 +28,24 @@ __all__ = [
     "loop_of",
     "measure_in_nanny",
     "measure_in_worker",
+    "nearest",
     "peer_info",
     "problems",
     "receive_bytes",
     "report",
     "reports",
+    "request_values",
     "run_in",
     "send_bytes",
     "set_comm_classes",
+    "sizes_of",
+    "spill_last",
+    "spill_with",
     "store_bytes",
     "success",
     "thread_count",
     "until_done",
+    "values_in_memory",
     "version",
 ]
 
@@ -47,7 +54,12 @@ OLDEST = (2025, 1)
 # The parameters of each function that this package calls, replaces or overrides.
 SIGNATURES = {
     "distributed.worker:Worker.gather_dep": "self worker to_gather total_nbytes * stimulus_id",
+    "distributed.worker:Worker.gather": "self who_has",
     "distributed.worker:Worker.get_data": "self comm keys who serializers",
+    "distributed.worker:Worker.update_data": "self data stimulus_id",
+    "distributed.worker:get_data_from_worker": "rpc keys worker * who serializers deserializers",
+    "distributed.scheduler:Scheduler.get_nbytes": "self keys summary",
+    "distributed.spill:SpillBuffer.evict": "self",
     "distributed.comm.core:Comm.handshake_info": "self",
     "distributed.core:ConnectionPool.connect": "self addr timeout",
     "distributed.core:ConnectionPool.reuse": "self addr comm",
@@ -71,10 +83,13 @@ ATTRIBUTES = {
     "distributed.nanny:WorkerProcess": "process",
     "distributed.scheduler:Scheduler": "identity",
     "distributed.scheduler:WorkerState": "metrics",
+    "distributed.spill:SpillBuffer": "memory",
     "distributed.worker:Worker": "data metrics",
     "distributed.worker_memory:NannyMemoryManager": "memory_limit memory_terminate_fraction",
     "distributed.worker_state_machine:WorkerState": "executing long_running nthreads",
     "distributed.worker_state_machine:TaskState": "nbytes",
+    "zict:Buffer": "fast",
+    "zict:LRU": "order",
 }
 
 
@@ -327,6 +342,51 @@ def store_bytes(worker: Any, key: Any) -> int:
     return (task.nbytes or 0) if task is not None else 0
 
 
+def values_in_memory(worker: Any) -> Mapping[Any, Any]:
+    """Return the values that a worker has not spilled, by key."""
+    values: Mapping[Any, Any] = getattr(worker.data, "memory", worker.data)
+    return values
+
+
+def add_values(worker: Any, values: Mapping[Any, Any]) -> None:
+    """Add values to a worker. The caller must tell the scheduler."""
+    worker.update_data(values)
+
+
+async def sizes_of(worker: Any, keys: Collection[Any]) -> dict[Any, int]:
+    """Return the sizes of values in bytes, by key, as the scheduler knows them."""
+    sizes: dict[Any, int] = await worker.scheduler.nbytes(keys=list(keys), summary=False)
+    return sizes
+
+
+def nearest(worker: Any, addresses: Collection[str]) -> str:
+    """
+    Return one of the addresses of other workers, if possible of the host of a worker.
+
+    All workers of a host choose the same peer on another host, so that this peer sends the value to only one of them.
+    """
+    from distributed.comm import get_address_host
+
+    here = get_address_host(worker.address)
+    near = [address for address in addresses if get_address_host(address) == here]
+    return min(near or addresses)
+
+
+async def request_values(worker: Any, address: str, keys: Collection[Any]) -> dict[Any, Any]:
+    """
+    Ask a peer for values, without a change of the worker's state.
+
+    Returns
+    -------
+    dict
+        Values by key. Empty if the peer is busy; keys that the peer does not have are missing.
+    """
+    from distributed.worker import get_data_from_worker
+
+    answer = await get_data_from_worker(worker.rpc, list(keys), address, who=worker.address)
+    return answer["data"] if answer["status"] == "OK" else {}
+
+
 def is_ending(worker: Any) -> bool:
     """Return whether a worker is about to end and no task runs on it."""
     from distributed.core import Status
@@ -356,6 +416,41 @@ def measure_in_worker(worker: Any, function: Callable[[], int] | None) -> None:
         vars(worker.monitor).pop("get_process_memory", None)
     else:
         worker.monitor.get_process_memory = function
+
+
+def spill_with(worker: Any, function: Callable[[Callable[[], int]], int] | None) -> None:
+    """
+    Let a function spill the values of a worker while its memory is above the ``spill`` threshold.
+
+    A worker with another mapping than Dask's own is not changed.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+    function : callable or None
+        Gets Dask's own function, which spills one value, and returns the size of that value, or -1 after a failure.
+        Returns the same. Dask measures the memory after each call. None restores Dask's own function.
+    """
+    from functools import partial
+
+    from distributed.spill import SpillBuffer
+
+    data = worker.data
+    if type(data) is not SpillBuffer:
+        return
+    vars(data).pop("evict", None)
+    if function is not None:
+        data.evict = partial(function, data.evict)
+
+
+def spill_last(worker: Any, is_last: Callable[[Any], bool]) -> None:
+    """Let Dask spill the values with some keys after all others. Call this only in a function of `spill_with`."""
+    order = worker.data.fast.order
+    for key in list(order):
+        if not is_last(key):
+            return
+        order.remove(key)
+        order.add(key)
 
 
 def measure_in_nanny(nanny: Any, function: Callable[[int], int] | None) -> None:

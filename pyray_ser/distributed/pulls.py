@@ -18,7 +18,7 @@ from . import handshake, private_names
 from .handle import Handle, watchable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from .sharing import Sharing
 
@@ -161,10 +161,24 @@ class Pulls:
 
     # ---- the side that asks --------------------------------------------------------------------------------------------
 
-    async def worth_pulling(self, address: str, keys: Collection[Any]) -> list[Any]:
-        """Return the keys that this host should fetch only once: large ones, if the peer uses another store."""
+    async def worth_pulling(
+        self, address: str, keys: Collection[Any], sizes: Mapping[Any, int] | None = None
+    ) -> list[Any]:
+        """
+        Return the keys that this host should fetch only once: large ones, if the peer uses another store.
+
+        Parameters
+        ----------
+        address : str
+            Address of the peer.
+        keys : collection of str or tuple
+        sizes : mapping, optional
+            Size of each value in bytes; the default is what this worker knows.
+        """
         least = self.sharing.settings.pull
-        large = [key for key in keys if private_names.store_bytes(self.worker, key) >= least]
+        if sizes is None:
+            sizes = {key: private_names.store_bytes(self.worker, key) for key in keys}
+        large = [key for key in keys if sizes[key] >= least]
         if not large:
             return []
         comm = await self.worker.rpc.connect(address)
@@ -172,7 +186,7 @@ class Pulls:
         self.worker.rpc.reuse(address, comm)
         return [] if store in (None, self.sharing.token) else large
 
-    async def pull(self, address: str, key: Any) -> Any:
+    async def pull(self, address: str, key: Any, nbytes: int | None = None) -> Any:
         """
         Get a value from another host, or its handle from the worker of this host that is getting the bytes; open it.
 
@@ -181,6 +195,8 @@ class Pulls:
         address : str
             Address of a worker that has the value.
         key : str or tuple
+        nbytes : int, optional
+            Size of the value; the default is what this worker knows.
 
         Returns
         -------
@@ -195,7 +211,7 @@ class Pulls:
             if first is not None:
                 # Other workers must not wait for this worker while it waits for another one.
                 self._arriving.pop(key, None)
-                handle = await self._ask_first(first, key)
+                handle = await self._ask_first(first, key, nbytes)
                 if handle is None:
                     self._arriving[key] = arriving
                     handle, _ = await self._receive(address, key, again=True)
@@ -211,9 +227,9 @@ class Pulls:
                 arriving.set_result(None)
         return value
 
-    async def _ask_first(self, first: str, key: Any) -> Handle | None:
+    async def _ask_first(self, first: str, key: Any, nbytes: int | None) -> Handle | None:
         # Wait for a limited time, because the other worker may be stopped: 10 s, and 1 s for each 10 MB.
-        patience = 10 + private_names.store_bytes(self.worker, key) / 10e6
+        patience = 10 + (private_names.store_bytes(self.worker, key) if nbytes is None else nbytes) / 10e6
         comm = None
         try:
             async with asyncio.timeout(patience):

@@ -18,7 +18,7 @@ from .pulls import Pulls
 from .references import References
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from .._core import Store
     from .settings import Settings
@@ -52,6 +52,7 @@ class Sharing:
         self._pending: dict[Any, asyncio.Future[Handle | None]] = {}
         self._logged: set[str] = set()
         self._plain_get_data = worker.handlers["get_data"]
+        self._plain_gather = worker.handlers["gather"]
         self._plain_gather_dep = worker.gather_dep
         self.pulls = Pulls(self)
         self.references = References(self)
@@ -62,16 +63,18 @@ class Sharing:
         self.pulls.begin()
         self.references.begin()
         memory.measure(self.worker, self.store)
-        self.worker.handlers["get_data"] = self.get_data
+        private_names.spill_with(self.worker, self.spill)
+        self.worker.handlers |= {"get_data": self.get_data, "gather": self.gather}
         self.worker.gather_dep = self.gather_dep
         private_names.close_idle_connections(self.worker)
 
     def end(self) -> None:
         """Remove the hooks from the worker."""
-        self.worker.handlers["get_data"] = self._plain_get_data
+        self.worker.handlers |= {"get_data": self._plain_get_data, "gather": self._plain_gather}
         self.worker.gather_dep = self._plain_gather_dep
         handshake.end()
         memory.end_measure(self.worker)
+        private_names.spill_with(self.worker, None)
         self.references.end()
         self.pulls.end()
         self._handles.clear()
@@ -180,11 +183,11 @@ class Sharing:
             opened = handle.open() if handle.is_quick else await offload(handle.open)
             if type(opened) is type(value):
                 view = opened
-        data = self.worker.data
-        # Meanwhile the key may have been released, or have got a new value.
-        if key in data and data[key] is value:
+        # Meanwhile the key may have been released, or have got a new value. A value that Dask has spilled stays as it is,
+        # because replacing it would write the same bytes to the disk again.
+        if private_names.values_in_memory(self.worker).get(key) is value:
             if view is not value:
-                data[key] = view
+                self.worker.data[key] = view
                 self.pulls.replaced(key, view)
             self.remember(key, view, handle)
         return handle
@@ -236,6 +239,39 @@ class Sharing:
         event.data.update(pulled)
         return event
 
+    async def gather(self, who_has: dict[Any, list[str]]) -> Any:
+        """Fetch values that a client scatters with ``broadcast=True``, replicates or rebalances."""
+        try:
+            await self._replicate({key: places for key, places in who_has.items() if key not in self.worker.data})
+        except (OSError, KeyError) as error:
+            # A peer has ended, or the values were released meanwhile.
+            _log.debug("cannot copy values to %s: %r", self.worker.address, error)
+        except Exception as error:
+            self.fault("copying values to several workers", error)
+        # Dask fetches only the values that are still missing.
+        return await self._plain_gather(who_has)
+
+    async def _replicate(self, who_has: dict[Any, list[str]]) -> None:
+        """Fetch values from the store of this host or, if they are large, into it."""
+        # The worker does not know these keys, so it does not know their sizes either.
+        sizes = await private_names.sizes_of(self.worker, who_has)
+        keys_by_peer: dict[str, list[Any]] = {}
+        for key, places in who_has.items():
+            if places and sizes[key] >= self.settings.share:
+                keys_by_peer.setdefault(private_names.nearest(self.worker, places), []).append(key)
+        for address, keys in keys_by_peer.items():
+            large = await self.pulls.worth_pulling(address, keys, sizes)
+            for key in large:
+                value = await self.pulls.pull(address, key, sizes[key])
+                if value is not None:
+                    private_names.add_values(self.worker, {key: value})
+            rest = [key for key in keys if key not in large]
+            if rest:
+                with closed_handles():
+                    data = await private_names.request_values(self.worker, address, rest)
+                if await self._open_all(data):
+                    private_names.add_values(self.worker, data)
+
     async def _gather(self, address: str, keys: Collection[Any], total_nbytes: int, stimulus_id: str) -> Any:
         """Fetch values as Dask does, and open the handles among them."""
         arguments = {"worker": address, "to_gather": keys, "total_nbytes": total_nbytes, "stimulus_id": stimulus_id}
@@ -274,6 +310,55 @@ class Sharing:
             event = await self._plain_gather_dep(**arguments)
         private_names.close_idle_connections(self.worker, address)
         return event
+
+    # ---- memory --------------------------------------------------------------------------------------------------------
+
+    def spill(self, plain: Callable[[], int]) -> int:
+        """
+        Free memory because this worker's memory is above Dask's threshold; Dask measures it again after each call.
+
+        Parameters
+        ----------
+        plain : callable
+            Spills the value that was not used for the longest time; returns its size, or -1 after a failure.
+
+        Returns
+        -------
+        int
+            Size of the spilled value. 0 if the store had freed pages, so that it was enough to return these to the kernel.
+        """
+        if self._trim():
+            return 0
+        try:
+            self._spill_shared_last()
+        except Exception as error:
+            self.fault("choosing a value to spill", error)
+        weight = plain()
+        # If no other process used the value, its pages in the store are free now, but are still counted.
+        self._trim()
+        return weight
+
+    def _trim(self) -> int:
+        try:
+            return self.store.trim()
+        except Exception as error:
+            self.fault("returning freed memory of the store", error)
+            return 0
+
+    def _spill_shared_last(self) -> None:
+        """Move values that other processes hold to the end of Dask's order, because spilling them frees no memory."""
+        shared: set[str] | None = None
+
+        def is_shared(key: Any) -> bool:
+            nonlocal shared
+            known = self._handles.get(key)
+            if known is None:
+                return False
+            if shared is None:
+                shared = {record["id"] for record in self.store.records() if record["ref_holders"] > 1}
+            return known[1].binary().hex() in shared
+
+        private_names.spill_last(self.worker, is_shared)
 
 
 def _release(handles: dict[Any, Handle]) -> None:

@@ -39,6 +39,29 @@ def test_readers_of_a_value_share_one_copy():
     """)
 
 
+def test_values_that_a_client_scatters_to_all_workers_are_stored_once():
+    run("""
+        with local(4) as cluster, Client(cluster) as client:
+            pyray_ser.distributed.enable(client)
+            workers = addresses(client, 4)
+            arrays = [make(200_000, i) for i in range(6)]
+            for options in ({}, {"direct": True}):
+                values = client.scatter(arrays, broadcast=True, hash=False, **options)
+                small = client.scatter({"a": 1}, broadcast=True, **options)
+                assert {one["objects"] for one in client.run(stats).values()} == {6}
+                for one in workers:
+                    sums = [client.submit(total, value, workers=[one], pure=False) for value in values]
+                    assert client.gather(sums) == [float(array.sum()) for array in arrays]
+                assert {one["objects"] for one in client.run(stats).values()} == {6}
+                assert small["a"].result() == 1
+                del values, sums
+                everything_freed(client)
+            client.unregister_worker_plugin("pyray_ser")
+            value = client.scatter(arrays[0], broadcast=True)
+            assert client.submit(total, value).result() == float(arrays[0].sum())
+    """)
+
+
 def test_workers_that_their_nanny_kills_while_they_end_leave_no_store():
     run("""
         def end_slowly():

@@ -64,7 +64,15 @@ def test_a_host_gets_a_value_once_for_all_its_workers():
                 assert client.submit(write, value, workers=there[:1]).result() == float(np.arange(4_000_000.0).sum()) + 5
                 for one in (there[1], here[0]):
                     assert client.submit(total, value, workers=[one], pure=False).result() == float(np.arange(4_000_000.0).sum())
-                del value, small, sums
+                # A value that the client scatters to all workers.
+                before = right.received()
+                spread = client.scatter(make(4_000_000), broadcast=True)
+                came = right.received() - before
+                assert 32_000_000 < came < 45_000_000, came
+                sums = [client.submit(total, spread, workers=[one], pure=False) for one in here + there]
+                assert client.gather(sums) == [float(np.arange(4_000_000.0).sum())] * 6
+                assert all(one["used"] < 70_000_000 for one in client.run(stats).values()), client.run(stats)
+                del value, small, sums, spread
                 everything_freed(client)
                 client.shutdown()
             until(lambda: not left.stores() and not right.stores())
