@@ -75,11 +75,12 @@ def test_pulls_are_counted_for_each_host_and_worker():
                 # One of the two workers has received the value, and the other one maps it.
                 # The workers report at different times, and the newest report has the counters of the store.
                 found = figures(lambda found: pulls(found) == [(0, 0), (1, 0), (0, 0)]
-                                and sorted(worker["pulls"] for worker in found[right.address]["workers"]) == [0, 1])
+                                and sorted(worker["pulls"] for worker in found[right.address]["workers"]) == [0, 1]
+                                and found[right.address]["stats"]["objects"] == 1)
                 one = found[right.address]
                 assert size <= one["stats"]["pulled_bytes"] < size + 100_000
                 assert sum(worker["pulled_bytes"] for worker in one["workers"]) == one["stats"]["pulled_bytes"]
-                assert one["stats"]["objects"] == 1 and [worker["address"] for worker in one["workers"]] == there
+                assert [worker["address"] for worker in one["workers"]] == there
                 # References are pulled, too.
                 ref = client.submit(store, 4_000_000, workers=here[:1]).result()
                 reads = [client.submit(read, ref, workers=[one], pure=False) for one in there]
