@@ -10,6 +10,7 @@ import asyncio
 import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .. import _core
 from ..tasks import protocol
 from ..tasks.actor import Grip, Owner
 from ..tasks.call import forwarded
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from .agent import Agent, Packet
     from .results import Results
 
-__all__ = ["ActorHead", "CallHead", "Hosted", "call", "kill", "make"]
+__all__ = ["ActorHead", "CallHead", "Hosted", "call", "kill", "let_go", "make"]
+
+# Seconds between two checks whether an actor has ended.
+_CHECK = 0.2
 
 
 class ActorHead(NamedTuple):
@@ -58,7 +62,10 @@ class Hosted:
 
     def __init__(self, agent: Agent, owner: Owner) -> None:
         self._agent = agent
-        self._grip = Grip(owner)
+        # Held as long as the program has a handle.
+        self._grip: Grip | None = Grip(owner)
+        self._owner = owner
+        self._is_shared = False
         # The number of the call whose turn it is, and the calls that arrived before their turn.
         self._turn = 0
         self._early: dict[int, asyncio.Event] = {}
@@ -68,7 +75,7 @@ class Hosted:
     async def call(self, head: CallHead) -> Results:
         """Run a call after those with lower numbers; return its outcomes, also if it failed."""
         agent = self._agent
-        owner = self._grip.client
+        owner = self._owner
         prepared = await self._prepare(head)
         if head.number != self._turn:
             event = self._early[head.number] = asyncio.Event()
@@ -107,7 +114,28 @@ class Hosted:
 
     def kill(self) -> None:
         """End the actor immediately."""
-        self._grip.client.kill()
+        self._owner.kill()
+
+    def share(self) -> str:
+        """Return the address at which other processes connect to the actor."""
+        self._is_shared = True
+        return self._owner.address
+
+    async def let_go(self) -> None:
+        """Release the handle of the program; return when the actor has ended, because others may have handles."""
+        self._grip = None
+        owner = self._owner
+        start = _core.start_time(owner.pid)
+        while start and _core.start_time(owner.pid) == start:
+            await asyncio.sleep(_CHECK)
+        self._is_shared = False
+
+    def release(self) -> None:
+        """End the actor when Dask has released its key."""
+        # The program has ended if the actor still runs for other processes.
+        if self._is_shared:
+            self.kill()
+        self._grip = None
 
 
 async def make(head: bytes, *given: Results) -> str:
@@ -139,6 +167,13 @@ async def call(head: bytes, dask_worker: Any = None) -> Results:
     if hosted is None:
         raise LookupError(f"worker {dask_worker.address} has no actor {what.actor}")
     return await hosted.call(what)
+
+
+async def let_go(key: str, dask_worker: Any = None) -> None:
+    """Release the program's handle of an actor of this worker, and wait until the actor has ended."""
+    hosted = agents.agent_of(dask_worker).actors.get(key)
+    if hosted is not None:
+        await hosted.let_go()
 
 
 async def kill(key: str, dask_worker: Any = None) -> None:

@@ -18,15 +18,20 @@ from ..exceptions import ObjectLostError, TaskCancelledError, WorkerDiedError
 from ..tasks import protocol, signatures
 from ..tasks.call import encode
 from ..tasks.refs import TaskRef
+from ..tasks.remote_handles import CLUSTER
 from . import actor_host, agent, private_names
 from .results import Part, Results, part_of
 from .sent import Place, Sent
 
 if TYPE_CHECKING:
+    from ..tasks.actor import Grip
     from ..tasks.refs import Outcome
     from .cluster import Cluster
 
 __all__ = ["ClusterActor"]
+
+# Seconds between two checks whether the worker of an actor lives, if other processes have handles.
+_CHECK = 0.25
 
 
 class ClusterActor:
@@ -66,9 +71,14 @@ class ClusterActor:
         self._resources = resources
         self._async = is_async
         self._forks = fork_count()
+        # The same in each restart, because handles in other processes contain it.
+        self._key = f"{name}-{uuid4().hex}"
+        # Whether a handle was sent to another process.
+        self._was_sent = False
         self._signatures: dict[str, signatures.Signature] = {}
         args, kwargs, self._arguments = cluster.extract(args, kwargs)
-        payload, self._held = encode(f"{name}.__init__", cls, args, kwargs, False, protocol.CREATE)
+        with cluster.carrying() as self._carried:
+            payload, self._held = encode(f"{name}.__init__", cls, args, kwargs, False, protocol.CREATE)
         # Sending an object to a worker waits, which the event loop must not.
         self._prepared = [cluster.packet_or_future(payload, self._held), *map(self._prepare, self._arguments)]
         # The actor as Dask knows it, the worker that has it, and the number of the next call there.
@@ -77,10 +87,12 @@ class ClusterActor:
         self._number = 0
         # Why later calls fail.
         self._ended: BaseException | None = None
+        self._released = False
         # A call to the worker of the actor has failed, so the worker may be dead.
         self._is_lost = False
-        # Calls in the order in which they were made; None after the last handle was dropped.
-        self._calls: asyncio.Queue[tuple[Sent, agent.Packet | Any, list[Any]] | None] = asyncio.Queue()
+        # Calls in the order in which they were made; True after the loss of the worker, and None after the last handle
+        # was dropped.
+        self._calls: asyncio.Queue[tuple[Sent, agent.Packet | Any, list[Any]] | bool | None] = asyncio.Queue()
         self._in_flight: set[asyncio.Task[None]] = set()
         cluster.start(self._serve())
 
@@ -100,6 +112,28 @@ class ClusterActor:
             self._signatures[method] = signature
         signature.check(args, kwargs)
 
+    @property
+    def address(self) -> str:
+        """str : What identifies the actor in handles of other processes."""
+        return CLUSTER + self._key
+
+    @property
+    def is_over(self) -> bool:
+        """bool : See `pyray_ser.tasks.actor.Client`."""
+        return False
+
+    def announce(self, token: int, grip: Grip) -> None:
+        """Keep the actor alive until another process has loaded the handle."""
+        self.check_process()
+        self.cluster.carry(grip)
+        if not self._was_sent:
+            self._was_sent = True
+            if self._restarts:
+                self.cluster.start(self._watch())
+
+    def hello(self, token: int) -> None:
+        """Do nothing: the handle has come back to this process."""
+
     def call(self, name: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], several: bool | int) -> Any:
         """Call a method after all earlier calls; return what ``.remote`` returns."""
         cluster = self.cluster
@@ -107,12 +141,14 @@ class ClusterActor:
         if several is True:
             raise TypeError(f"{name} returns a stream, which a cluster does not support; hint: return a list")
         args, kwargs, arguments = cluster.extract(args, kwargs)
-        payload, held = encode(name, method, args, kwargs, several, protocol.CALL)
+        with cluster.carrying() as carried:
+            payload, held = encode(name, method, args, kwargs, several, protocol.CALL)
         # Sending an object to a worker waits, which the event loop must not.
         call = cluster.packet_or_future(payload, held)
         ready = [cluster.object(arg) if type(arg) is ObjectRef else arg for arg in arguments]
         sent = cluster.expect(name, several, self)
         sent.keeps += [held, *arguments]
+        sent.carried = carried
         cluster.loop.call_soon_threadsafe(self._calls.put_nowait, (sent, call, ready))
         return sent.result()
 
@@ -164,7 +200,7 @@ class ClusterActor:
             else:
                 packets.append(("given", len(given), 0))
                 given.append(what)
-        key = f"{self.name}-{uuid4().hex}"
+        key = self._key
         head = actor_host.ActorHead(key, self.name, packets[0], packets[1:], self._restarts, self._async)
         self._future = self.cluster.client.submit(
             actor_host.make,
@@ -185,6 +221,9 @@ class ClusterActor:
             except Exception as error:
                 self._ended = error
             while (found := await self._calls.get()) is not None:
+                if isinstance(found, bool):
+                    await self._restart_if_lost()
+                    continue
                 sent, call, arguments = found
                 del found
                 try:
@@ -194,7 +233,14 @@ class ClusterActor:
                 del sent, call, arguments
             while self._in_flight:
                 await asyncio.wait(self._in_flight)
+            if self._was_sent and self._ended is None:
+                # Dask's key lives as long as the actor, so that handles can be sent on, and the actor ends with this
+                # program.
+                await self.cluster.client.run(actor_host.let_go, self._key, workers=[self._address], on_error="ignore")
+        except Exception as error:
+            _log.debug("actor %s is left: %s", self.name, error)
         finally:
+            self._released = True
             if self._future is not None:
                 self._future.release()
 
@@ -280,7 +326,22 @@ class ClusterActor:
         self._address = ""
         self._is_lost = False
         self._future.release()
+        await private_names.until_released(self.cluster.client, self._key)
         await self._create()
+
+    async def _restart_if_lost(self) -> None:
+        try:
+            if self._ended is None and self._future.status != "finished":
+                await self._restart()
+        except Exception as error:
+            self._ended = error
+
+    async def _watch(self) -> None:
+        """Restart the actor after the death of its worker, even if this program calls no method."""
+        while not self._released and self._ended is None:
+            await asyncio.sleep(_CHECK)
+            if self._address and self._future.status != "finished":
+                self._calls.put_nowait(True)
 
     def _died(self, task: str | None = None) -> WorkerDiedError:
         return WorkerDiedError(

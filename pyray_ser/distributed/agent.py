@@ -29,6 +29,7 @@ from ..tasks.pool import Pool
 from ..tasks.refs import TaskRef
 from . import forwarding, private_names, settings
 from . import plugin as sharing_plugin
+from .relays import Relays
 from .results import Results, Stored, part_of
 
 if TYPE_CHECKING:
@@ -155,17 +156,18 @@ class Agent:
 
     def __init__(self, worker: Any) -> None:
         self.worker = worker
+        # The key of each actor of this agent.
+        self.actors: dict[str, Hosted] = {}
         self._loop = asyncio.get_running_loop()
         # Actors and the pool of this process use these settings.
         threads, method = private_names.thread_count(worker), settings.read().start_method
-        set_up = forwarding.setup_of(worker)
+        self.relays = Relays(self)
+        set_up = forwarding.setup_of(worker, self.relays.address)
         task_settings.inherit({"num_workers": threads, "start_method": method, "set_up": set_up})
         worker.handlers[forwarding.COPY] = forwarding.serve
         self._pool: Pool | None = None
         # The key of each result that Dask keeps here -> its objects.
         self._held: dict[Any, list[ObjectRef[Any]]] = {}
-        # The key of each actor of this agent.
-        self.actors: dict[str, Hosted] = {}
         # The key of each running call -> its reference here.
         self.running: dict[str, TaskRef] = {}
         # Keys of running calls that no client needs any more, because their client has ended.
@@ -304,6 +306,7 @@ class Agent:
             # Results that the client has not passed to Dask are lost with the client.
             for other in hosted.unclaimed:
                 self._held.pop(other, None)
+            hosted.release()
         if self._held.pop(key, None) is not None:
             self._rest_later()
 
@@ -344,6 +347,7 @@ class Agent:
         if self._rest is not None:
             self._rest.cancel()
         self.worker.handlers.pop(forwarding.COPY, None)
+        self.relays.end()
         self._held.clear()
 
 

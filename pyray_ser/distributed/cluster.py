@@ -16,6 +16,7 @@ import secrets
 import threading
 import time
 from _thread import get_ident
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -37,8 +38,9 @@ from .results import Results, Stored, part_of
 from .sent import Place, Sent
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
 
+    from ..tasks.actor import Grip
     from ..tasks.function import Function, RemoteFunction
     from ..tasks.refs import Outcome, Source
 
@@ -46,6 +48,8 @@ __all__ = ["Cluster", "connect"]
 
 # Seconds between two checks whether a worker has the store of this process.
 _RECHECK = 5.0
+# Seconds that a process may take to connect to the actor of a handle that it has loaded.
+_CONNECTING = 2.0
 
 
 class Cluster:
@@ -76,6 +80,8 @@ class Cluster:
         self._neighbours: list[str] = []
         self._checked = 0.0
         self._ended = False
+        # A thread that pickles the arguments of a call -> the actors whose handles it has found.
+        self._carrying: dict[int, list[object]] = {}
         # In the event loop: calls whose results are ready, and whether a coroutine gets them.
         self._ready: list[Sent] = []
         self._gathering = False
@@ -117,9 +123,11 @@ class Cluster:
         pickled = function.pickled()
         code_number, code = self._function(pickled)
         args, kwargs, arguments = self.extract(args, kwargs)
-        payload, held = encode(name, code_number, args, kwargs, several, protocol.CALL)
+        with self.carrying() as carried:
+            payload, held = encode(name, code_number, args, kwargs, several, protocol.CALL)
         sent = self.expect(name, several, self)
         sent.keeps += [pickled, held, *arguments]
+        sent.carried = carried
         resources, max_retries = function.resources, function.max_retries
 
         def submit() -> None:
@@ -189,6 +197,33 @@ class Cluster:
         sent = Sent(f"{name}-{uuid4().hex}", name, several, [TaskRef(each, source) for each in names])
         self.pending[sent.key] = sent
         return sent
+
+    @contextmanager
+    def carrying(self) -> Iterator[list[object]]:
+        """Collect the actors whose handles this thread pickles."""
+        thread = get_ident()
+        before = self._carrying.get(thread)
+        found: list[object] = []
+        self._carrying[thread] = found
+        try:
+            yield found
+        finally:
+            if before is None:
+                del self._carrying[thread]
+            else:
+                self._carrying[thread] = before
+
+    def carry(self, grip: Grip) -> None:
+        """Keep an actor alive whose handle was pickled: as long as the call needs it, otherwise for a while."""
+        found = self._carrying.get(get_ident())
+        if found is not None:
+            found.append(grip)
+        else:
+            self._keep_for(protocol.GRACE, grip)
+
+    def _keep_for(self, seconds: float, what: object) -> None:
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.loop.call_later, seconds, _nothing, what)
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the event loop of the client."""
@@ -321,6 +356,9 @@ class Cluster:
         if self.pending.pop(sent.key, None) is None:
             return  # cancelled, or ended by `shutdown`
         sent.keeps.clear()
+        if sent.carried:
+            # The process that has loaded a handle may still be connecting to the actor.
+            self._keep_for(_CONNECTING, sent.carried)
         for i, ref in enumerate(sent.refs):
             try:
                 ref.settle(_outcome(results, i))
@@ -419,6 +457,10 @@ class Cluster:
 
     async def _stop_receiving(self) -> None:
         self._receiver.stop_receiving()
+
+
+def _nothing(what: object) -> None:
+    """Release an object that was held until now."""
 
 
 def _given(what: Any, given: list[Any], index: int = 0) -> agent.Packet:

@@ -14,6 +14,7 @@ from .. import _core
 from .._core import ObjectRef, load_ref, pack, unpack
 from ..exceptions import PyraySerError
 from ..store import foreign
+from . import relays
 from .copies import claim_of, copy_of_claim
 from .private_names import closed_reply
 
@@ -26,14 +27,14 @@ __all__ = ["COPY", "install", "serve", "setup_of"]
 COPY = "pyray_ser_copy"
 
 
-def setup_of(worker: Any) -> tuple[Callable[..., object], tuple[Any, ...]]:
+def setup_of(worker: Any, relay_address: str) -> tuple[Callable[..., object], tuple[Any, ...]]:
     """Return the function that each process of an agent calls first, and its arguments."""
-    return install, (worker.address, pickle.dumps(worker.security))
+    return install, (worker.address, pickle.dumps(worker.security), relay_address)
 
 
-def install(address: str, security: bytes) -> None:
+def install(address: str, security: bytes, relay_address: str) -> None:
     """
-    Resolve references to objects of other hosts by requests to an agent.
+    Resolve references to objects and actors of other hosts by requests to an agent.
 
     Parameters
     ----------
@@ -41,7 +42,10 @@ def install(address: str, security: bytes) -> None:
         Address of the Dask worker.
     security : bytes
         Its pickled `distributed.Security`.
+    relay_address : str
+        The abstract address at which the agent connects processes to actors; see `relays`.
     """
+    relays.install(relay_address)
     foreign.set_resolver(_Asking(address, security).resolve)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "measure_in_worker",
     "nearest",
     "peer_info",
+    "place_of",
     "problems",
     "receive_bytes",
     "report",
@@ -45,6 +46,7 @@ __all__ = [
     "success",
     "thread_count",
     "until_done",
+    "until_released",
     "values_in_memory",
     "version",
 ]
@@ -81,7 +83,7 @@ ATTRIBUTES = {
     "distributed.core:Status": "closing dont_reply running",
     "distributed.nanny:Nanny": "memory_manager process",
     "distributed.nanny:WorkerProcess": "process",
-    "distributed.scheduler:Scheduler": "identity",
+    "distributed.scheduler:Scheduler": "get_task_status get_who_has identity",
     "distributed.scheduler:WorkerState": "metrics",
     "distributed.spill:SpillBuffer": "memory",
     "distributed.worker:Worker": "data metrics",
@@ -265,6 +267,22 @@ async def reports(node: Any, name: str) -> dict[str, str | None]:
     return {address: info["metrics"].get(name) for address, info in workers.items()}
 
 
+async def place_of(worker: Any, key: str) -> tuple[str, bool]:
+    """
+    Return the address of a worker that has the result of a key, and whether the scheduler knows a result or task.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+    key : str
+    """
+    found = (await worker.scheduler.who_has(keys=[key])).get(key)
+    if found:
+        return str(found[0]), True
+    state = (await worker.scheduler.get_task_status(keys=[key])).get(key)
+    return "", state not in (None, "erred", "forgotten", "released")
+
+
 # ---- clients ----------------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +309,12 @@ async def until_done(future: Any) -> None:
     """Wait, in the loop of the client, until a future is finished, cancelled or has an error."""
     while future.status in ("pending", "lost"):
         await future._state.wait()
+
+
+async def until_released(client: Any, key: str) -> None:
+    """Wait, in the loop of the client, until the client has released a key, so that it can be used again."""
+    while key in client.futures:
+        await asyncio.sleep(0.01)
 
 
 def loop_of(client: Any) -> asyncio.AbstractEventLoop:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from .. import _core, _log, api
-from ..exceptions import NameExistsError, ObjectFreedError, ObjectLostError, PyraySerError
+from ..exceptions import GetTimeoutError, NameExistsError, ObjectFreedError, ObjectLostError, PyraySerError
 from ..store import foreign
 from . import figures, handshake, private_names
 from .copies import claim_of, copy_here, copy_name
@@ -36,6 +36,8 @@ _TRIES = 10
 # How many workers of the other host to ask for an object. They share Dask's time limit for a connection, so that a host
 # without power costs no more time than in plain Dask.
 _WORKERS = 3
+# Seconds between two requests for an object that is not sealed yet.
+_NOT_READY = 0.05
 # How many workers to ask for their store if the scheduler does not know it yet.
 _PROBES = 64
 
@@ -195,10 +197,14 @@ class Receiver:
         limit = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
         comm = await self.node.rpc.connect(address, timeout=limit / _WORKERS)
         try:
-            # Wait for a limited time, because the other worker may be stopped.
-            async with asyncio.timeout(limit):
-                await comm.write({"op": OBJECT, "identity": ref.binary()})
-                head = await comm.read()
+            while True:
+                # Wait for a limited time, because the other worker may be stopped.
+                async with asyncio.timeout(limit):
+                    await comm.write({"op": OBJECT, "identity": ref.binary()})
+                    head = await comm.read()
+                if head.get("status") != "creating":
+                    break
+                await asyncio.sleep(_NOT_READY)
             if head.get("status") == "gone":
                 gone = ObjectFreedError if head["freed"] else ObjectLostError
                 raise gone(ref=repr(ref), store=f"{ref.store_id:016x}", reason=head["reason"])
@@ -278,6 +284,8 @@ class References(Receiver):
                     return {"status": "elsewhere"}
                 ref = copy
             views = foreign.export(ref, timeout=0)
+        except GetTimeoutError:
+            return {"status": "creating"}
         except PyraySerError as error:
             return {"status": "gone", "freed": isinstance(error, ObjectFreedError), "reason": str(error)}
         arrived = False

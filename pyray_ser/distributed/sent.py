@@ -27,6 +27,8 @@ class Sent:
     ----------
     keeps : list
         Objects of this process that the call reads.
+    carried : list
+        Actors of this program whose handles are in the call.
     future : distributed.Future or None
         The Dask task, if the call is one.
     address : str
@@ -41,6 +43,7 @@ class Sent:
         self.several = several
         self.refs = refs
         self.keeps: list[object] = []
+        self.carried: list[object] = []
         self.future: Any = None
         self.address = ""
         self.right = [True]

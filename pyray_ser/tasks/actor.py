@@ -319,9 +319,10 @@ class Client:
         ended = self.ended
         pid = self.pid if ended is None else ended.pid
         if self.killed or ended is None:
+            process = f" (process {pid})" if pid else ""
             return WorkerDiedError(
-                f"actor {self.name} (process {pid}) was ended by kill(), so {task} has no result",
-                pid=pid,
+                f"actor {self.name}{process} was ended by kill(), so {task} has no result",
+                pid=pid or None,
                 exitcode=None if ended is None else ended.exitcode,
                 task=task,
             )
@@ -363,6 +364,19 @@ class Client:
         collector().watch(process.second_watch(), ended)
 
     # ---- the source of its references
+
+    def announce(self, token: int, grip: Grip) -> None:
+        """Report to the actor that another process will load a handle with this token."""
+        self.channel.send(protocol.write(protocol.EXPECT, token))
+
+    def hello(self, token: int) -> None:
+        """Report to the actor that the handle with this token was loaded."""
+        self.channel.send(protocol.write(protocol.HELLO, token))
+
+    @property
+    def is_over(self) -> bool:
+        """bool : Whether the actor has ended and will not be restarted."""
+        return self.channel.dead
 
     def kill(self) -> None:
         """End the actor immediately, without a restart."""

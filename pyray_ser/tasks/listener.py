@@ -9,7 +9,8 @@ import threading
 import time
 from _thread import start_new_thread
 from collections import deque
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from .. import _core
 from .._calls import Descriptor
@@ -42,7 +43,8 @@ class Visitors:
 
         self._authkey = bytes(current_process().authkey)
         self._listener = listener
-        self._taken: deque[Connection] = deque()
+        self._taken: deque[Any] = deque()
+        self._ended = False
         self.fd, self._bell = map(above_standard, os.pipe())
         # Not `threading.Thread`: a signal handler may have interrupted code that holds a lock of that module.
         start_new_thread(self._accept, ())
@@ -54,6 +56,8 @@ class Visitors:
             try:
                 end = socket_above_standard(self._listener.accept()[0])
             except OSError:
+                if self._ended:
+                    return
                 # The caller closed the connection, or there are too many open files.
                 time.sleep(0.01)
                 continue
@@ -71,13 +75,25 @@ class Visitors:
             deliver_challenge(connection, self._authkey)
             answer_challenge(connection, self._authkey)
             connection.send_bytes(WELCOME.pack(os.getpid(), _core.start_time(os.getpid())))
+            found = self.introduced(connection)
         except (OSError, EOFError, AuthenticationError):
             connection.close()
             return
-        self._taken.append(connection)
+        self._taken.append(found)
         os.write(self._bell, b".")
 
-    def take(self) -> list[Connection]:
+    def introduced(self, connection: Connection) -> Any:
+        """Return what `take` returns for a new connection."""
+        return connection
+
+    def end(self) -> None:
+        """Accept no more connections."""
+        self._ended = True
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def take(self) -> list[Any]:
         """Return the new connections."""
         os.read(self.fd, 4096)
         found = []
