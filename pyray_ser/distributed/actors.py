@@ -28,10 +28,15 @@ if TYPE_CHECKING:
     from ..tasks.refs import Outcome
     from .cluster import Cluster
 
-__all__ = ["ClusterActor"]
+__all__ = ["ClusterActor", "known_actors"]
 
 # Seconds between two checks whether the worker of an actor lives, if other processes have handles.
 _CHECK = 0.25
+
+
+def known_actors(grips: list[Grip]) -> list[TaskRef]:
+    """Return references that are settled when Dask knows the actors."""
+    return [grip.client.is_known for grip in grips]
 
 
 class ClusterActor:
@@ -71,15 +76,20 @@ class ClusterActor:
         self._resources = resources
         self._async = is_async
         self._forks = fork_count()
+        # Settled when Dask knows the actor. Calls with a handle of this actor are sent after that; otherwise they could
+        # occupy all threads that could make the actor, or find no actor.
+        self.is_known = TaskRef(f"{name}.__init__")
         # The same in each restart, because handles in other processes contain it.
         self._key = f"{name}-{uuid4().hex}"
         # Whether a handle was sent to another process.
         self._was_sent = False
         self._signatures: dict[str, signatures.Signature] = {}
         args, kwargs, self._arguments = cluster.extract(args, kwargs)
-        with cluster.carrying() as self._carried:
+        with cluster.carrying() as carried:
             payload, self._held = encode(f"{name}.__init__", cls, args, kwargs, False, protocol.CREATE)
         # Sending an object to a worker waits, which the event loop must not.
+        self._others = known_actors(carried)
+        self._carried = carried
         self._prepared = [cluster.packet_or_future(payload, self._held), *map(self._prepare, self._arguments)]
         # The actor as Dask knows it, the worker that has it, and the number of the next call there.
         self._future: Any = None
@@ -187,6 +197,8 @@ class ClusterActor:
 
     async def _create(self) -> None:
         """Make the actor on a worker, and find the worker."""
+        for ref in self._others:
+            await self._known(ref)
         given: list[Any] = []
         packets: list[agent.Packet] = []
         for what in self._prepared:
@@ -209,8 +221,11 @@ class ClusterActor:
             key=key,
             pure=False,
             actor=True,
+            # Before tasks that wait for a thread, because these may wait for the actor.
+            priority=1,
             resources=self._resources or None,
         )
+        self.cluster.settle_soon(self.is_known, b"")
         await self._find()
 
     async def _serve(self) -> None:
@@ -220,6 +235,7 @@ class ClusterActor:
                 await self._create()
             except Exception as error:
                 self._ended = error
+                self.cluster.settle_soon(self.is_known, error)
             while (found := await self._calls.get()) is not None:
                 if isinstance(found, bool):
                     await self._restart_if_lost()
@@ -266,6 +282,8 @@ class ClusterActor:
     async def _send(self, sent: Sent, call: Any, arguments: list[Any]) -> None:
         packet = await self._known(call)
         parts = [await self._known(one) for one in arguments]
+        for ref in known_actors(sent.carried):
+            await self._known(ref)
         if sent.key not in self.cluster.pending:
             return  # cancelled
         if self._ended is None and (self._is_lost or self._future.status != "finished"):

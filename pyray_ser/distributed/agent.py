@@ -137,7 +137,7 @@ class AgentPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         if self.agent is None:
             return
         # `finish` is what Dask asked for: a running task goes on, and Dask later ignores its result.
-        if start == "executing" and finish in ("released", "forgotten"):
+        if start in ("executing", "long-running") and finish in ("released", "forgotten"):
             self.agent.abandon(key)
         elif start == "cancelled" or finish in ("released", "forgotten"):
             self.agent.release(key)
@@ -274,6 +274,16 @@ class Agent:
         if ref is not None and ref.source is not None:
             self._abandoned.add(key)
             ref.source.cancel(ref, True)  # never a call of an actor, which is no Dask task
+
+    def secede(self, seconds: float) -> None:
+        """
+        Let Dask run other tasks beside the running calls, because one of them waits for an actor that Dask has yet to make.
+
+        Otherwise, calls that wait for an actor could occupy all threads of all workers, and the actor would never be made.
+        """
+        for key, ref in list(self.running.items()):
+            if ref.job is not None and ref.job.worker is not None:
+                private_names.secede(self.worker, key, seconds)
 
     def end_call(self, key: str) -> None:
         """End a running call of a client that ends, or let it not start."""

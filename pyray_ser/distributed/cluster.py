@@ -17,6 +17,7 @@ import threading
 import time
 from _thread import get_ident
 from contextlib import contextmanager
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -32,13 +33,13 @@ from ..tasks import engine, protocol
 from ..tasks.call import after, encode
 from ..tasks.refs import TaskRef
 from . import agent, copies, memory, private_names, settings
-from .actors import ClusterActor
+from .actors import ClusterActor, known_actors
 from .references import Receiver
 from .results import Results, Stored, part_of
 from .sent import Place, Sent
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from ..tasks.actor import Grip
     from ..tasks.function import Function, RemoteFunction
@@ -81,12 +82,12 @@ class Cluster:
         self._checked = 0.0
         self._ended = False
         # A thread that pickles the arguments of a call -> the actors whose handles it has found.
-        self._carrying: dict[int, list[object]] = {}
+        self._carrying: dict[int, list[Grip]] = {}
         # In the event loop: calls whose results are ready, and whether a coroutine gets them.
         self._ready: list[Sent] = []
         self._gathering = False
-        # Outcomes for the thread that settles references; None ends the thread.
-        self._arrived: SimpleQueue[tuple[Sent, Results | BaseException] | None] = SimpleQueue()
+        # What the thread that settles references has to do; None ends the thread.
+        self._arrived: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="pyray_ser-cluster", daemon=True)
 
     def begin(self) -> None:
@@ -157,8 +158,9 @@ class Cluster:
                 raise
 
         # Dask waits for results of Dask tasks, but not for those of actors and of this node.
-        others = [arg for arg in arguments if type(arg) is TaskRef and arg.outcome is None and arg not in self.places]
-        after(others, submit)
+        others = [arg for arg in arguments if type(arg) is TaskRef and arg not in self.places]
+        others += known_actors(carried)
+        after([ref for ref in others if ref.outcome is None], submit)
         return sent.result()
 
     def make_actor(
@@ -199,11 +201,11 @@ class Cluster:
         return sent
 
     @contextmanager
-    def carrying(self) -> Iterator[list[object]]:
+    def carrying(self) -> Iterator[list[Grip]]:
         """Collect the actors whose handles this thread pickles."""
         thread = get_ident()
         before = self._carrying.get(thread)
-        found: list[object] = []
+        found: list[Grip] = []
         self._carrying[thread] = found
         try:
             yield found
@@ -337,7 +339,11 @@ class Cluster:
 
     def arrived(self, sent: Sent, results: Results | BaseException) -> None:
         """Pass an outcome to the thread that settles references."""
-        self._arrived.put((sent, results))
+        self._arrived.put(partial(self._settle, sent, results))
+
+    def settle_soon(self, ref: TaskRef, outcome: Outcome) -> None:
+        """Settle a reference in the thread that does so, because the callbacks of a reference may wait."""
+        self._arrived.put(partial(_settle, ref, outcome))
 
     async def _gather_one(self, sent: Sent) -> Any:
         try:
@@ -348,9 +354,9 @@ class Cluster:
     # ---- outcomes, in the thread that settles references
 
     def _serve(self) -> None:
-        while (arrived := self._arrived.get()) is not None:
-            self._settle(*arrived)
-            del arrived
+        while (settle := self._arrived.get()) is not None:
+            settle()
+            del settle
 
     def _settle(self, sent: Sent, results: Results | BaseException) -> None:
         if self.pending.pop(sent.key, None) is None:
@@ -361,9 +367,10 @@ class Cluster:
             self._keep_for(_CONNECTING, sent.carried)
         for i, ref in enumerate(sent.refs):
             try:
-                ref.settle(_outcome(results, i))
-            except BaseException:
-                _log.exception("a callback of %r failed", ref)
+                outcome = _outcome(results, i)
+            except Exception as error:
+                outcome = error
+            _settle(ref, outcome)
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
         """Settle references if the caller is a callback in the thread that does so; see `Source`."""
@@ -376,14 +383,14 @@ class Cluster:
         while ref.outcome is None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                arrived = self._arrived.get(timeout=left)
+                settle = self._arrived.get(timeout=left)
             except Empty:
                 break
-            if arrived is None:
+            if settle is None:
                 self._arrived.put(None)
                 break
-            self._settle(*arrived)
-            del arrived
+            settle()
+            del settle
         return True
 
     def collect_later(self, ref: TaskRef) -> bool:
@@ -477,6 +484,13 @@ def _outcome(results: Results | BaseException, index: int) -> Outcome:
         return results
     # A call that failed may have fewer outcomes than references; the last one is the error.
     return results.outcome(min(index, len(results.parts) - 1))
+
+
+def _settle(ref: TaskRef, outcome: Outcome) -> None:
+    try:
+        ref.settle(outcome)
+    except BaseException:
+        _log.exception("a callback of %r failed", ref)
 
 
 def _error_of(sent: Sent, error: BaseException) -> BaseException:

@@ -37,6 +37,7 @@ __all__ = [
     "reports",
     "request_values",
     "run_in",
+    "secede",
     "send_bytes",
     "set_comm_classes",
     "sizes_of",
@@ -59,6 +60,7 @@ SIGNATURES = {
     "distributed.worker:Worker.gather": "self who_has",
     "distributed.worker:Worker.get_data": "self comm keys who serializers",
     "distributed.worker:Worker.update_data": "self data stimulus_id",
+    "distributed.worker:Worker.handle_stimulus": "self *stims",
     "distributed.worker:get_data_from_worker": "rpc keys worker * who serializers deserializers",
     "distributed.scheduler:Scheduler.get_nbytes": "self keys summary",
     "distributed.spill:SpillBuffer.evict": "self",
@@ -66,6 +68,7 @@ SIGNATURES = {
     "distributed.core:ConnectionPool.connect": "self addr timeout",
     "distributed.core:ConnectionPool.reuse": "self addr comm",
     "distributed.worker_state_machine:GatherDepSuccessEvent": "stimulus_id worker total_nbytes data",
+    "distributed.worker_state_machine:SecedeEvent": "stimulus_id key compute_duration",
     "distributed.system_monitor:SystemMonitor.get_process_memory": "self",
     "distributed.worker_memory:NannyMemoryManager.memory_monitor": "self nanny",
     "distributed.utils:offload": "func / *args **kwargs",
@@ -88,7 +91,7 @@ ATTRIBUTES = {
     "distributed.spill:SpillBuffer": "memory",
     "distributed.worker:Worker": "data metrics",
     "distributed.worker_memory:NannyMemoryManager": "memory_limit memory_terminate_fraction",
-    "distributed.worker_state_machine:WorkerState": "executing long_running nthreads",
+    "distributed.worker_state_machine:WorkerState": "executing long_running nthreads tasks",
     "distributed.worker_state_machine:TaskState": "nbytes",
     "zict:Buffer": "fast",
     "zict:LRU": "order",
@@ -416,6 +419,27 @@ def is_ending(worker: Any) -> bool:
     from distributed.core import Status
 
     return worker.status is Status.closing and not (worker.state.executing or worker.state.long_running)
+
+
+def secede(worker: Any, key: str, seconds: float) -> None:
+    """
+    Let a worker run another task while this one waits, as ``distributed.secede`` does for tasks in threads.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+    key : str
+        The key of a task that is a coroutine. Nothing happens if the worker does not execute it, or if it has seceded.
+    seconds : float
+        How long the task has run.
+    """
+    from time import time
+
+    from distributed.worker_state_machine import SecedeEvent
+
+    task = worker.state.tasks.get(key)
+    if task is not None and task in worker.state.executing:
+        worker.handle_stimulus(SecedeEvent(key=key, compute_duration=seconds, stimulus_id=f"secede-{time()}"))
 
 
 def thread_count(worker: Any) -> int:

@@ -250,6 +250,7 @@ class Relays:
     async def _find(self, key: str, connection: Connection | None) -> str | None:
         """Return the address of an actor's worker; "" if the actor has ended, None if the caller has ended."""
         worker = self._agent.worker
+        start = time.monotonic()
         gone, pause = 0.0, _SOON
         while True:
             if key in self._agent.actors:
@@ -265,6 +266,8 @@ class Relays:
                     return ""
             if connection is not None and connection.poll():
                 return None  # a caller that waits sends nothing
+            if pause == _LATE:
+                self._agent.secede(time.monotonic() - start)
             await asyncio.sleep(pause)
             pause = min(_LATE, 2 * pause)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..tasks.actor import Grip
     from ..tasks.refs import TaskRef
 
 __all__ = ["Place", "Sent"]
@@ -43,7 +44,7 @@ class Sent:
         self.several = several
         self.refs = refs
         self.keeps: list[object] = []
-        self.carried: list[object] = []
+        self.carried: list[Grip] = []
         self.future: Any = None
         self.address = ""
         self.right = [True]

@@ -114,6 +114,19 @@ _HEAD = """
             for name in names:
                 assert [i for one, i in seen if one == name] == list(range(count))
 
+        @pyray_ser.remote
+        def calls_again(counter):
+            # Call an actor until it has died and was made again.
+            before = get(counter.pid.remote())
+            while True:
+                try:
+                    pid = get(counter.pid.remote())
+                except exceptions.WorkerDiedError:
+                    continue
+                if pid != before:
+                    return pid
+                time.sleep(0.01)
+
         def raises(kind, function, *args, **kwargs):
             try:
                 found = function(*args, **kwargs)
@@ -221,6 +234,61 @@ def test_a_task_calls_an_actor_on_another_host():
                 pyray_ser.shutdown()
                 everything_freed(client)
     """)
+
+
+def test_an_actor_is_made_again_while_its_callers_occupy_all_threads():
+    _on_two_hosts("""
+                # The left worker is busy, so the actor comes to the right one.
+                busy = pyray_ser.remote(time.sleep).options(**LEFT).remote(2)
+                counter = Counter.options(max_restarts=1).remote()
+                get(counter.pid.remote())
+                [[place]] = [places for key, places in client.who_has().items() if key.startswith("Counter")]
+                assert right.address in place, place
+                # Only the left worker remains, and its only thread runs a call that waits for the actor.
+                calling = calls_again.options(**LEFT).remote(counter)
+                get(busy)
+                until(lambda: len(client.processing()) and any(any("calls_again" in key for key in keys)
+                                                               for keys in client.processing().values()))
+                time.sleep(1)
+                right.end()
+                assert get(calling, timeout=60) > 0
+                # The thread is free again.
+                assert get(made.options(**LEFT).remote(3), timeout=60).sum() == 3
+                pyray_ser.shutdown()
+    """)
+
+
+def test_calls_wait_for_an_actor_whose_arguments_are_not_ready():
+    run(
+        _HEAD
+        + """
+        @pyray_ser.remote
+        class Sum:
+            def __init__(self, value):
+                self.value = value
+
+            def add(self, n):
+                return float(self.value.sum()) + n
+
+        @pyray_ser.remote
+        def calls(one):
+            return get(one.add.remote(1))
+
+        with local(1) as cluster, Client(cluster) as client:
+            addresses(client, 1)
+            pyray_ser.init(address=cluster.scheduler_address)
+            counter = Counter.remote()
+            # The result of an actor's method is no Dask task, so Dask knows the second actor only when it is ready.
+            busy = counter.sleep.remote(4)
+            late = Sum.remote(counter.array.remote(10_000))
+            holder = Holder.remote(late)
+            refs = [calls.remote(late), holder.add.remote(2), counter.add.remote(late)]
+            assert not busy.done()
+            total = float(np.arange(10_000.0).sum())
+            assert get(refs) == [total + 1, total + 2, 1]
+            pyray_ser.shutdown()
+    """
+    )
 
 
 def test_the_death_of_an_actor_that_other_hosts_call():
