@@ -128,7 +128,11 @@ class Hosts:
 
 def start_scheduler(host: Host, *words: str) -> str:
     """Start a Dask scheduler on a host and return its address."""
-    host.start(sys.executable, "-P", "-m", "distributed.cli.dask_scheduler", "--port", "8786", "--no-dashboard", *words)
+    # Without an address, older versions of Dask ask the network for one, and these hosts have no name server.
+    host.start(
+        sys.executable, "-P", "-m", "distributed.cli.dask_scheduler", "--host", host.address, "--port", "8786",
+        "--no-dashboard", *words,
+    )  # fmt: skip
     return f"tcp://{host.address}:8786"
 
 
