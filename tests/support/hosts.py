@@ -7,6 +7,7 @@ their networks.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -90,8 +91,10 @@ class Host:
 
     def end(self) -> None:
         """End the host abruptly, as a power failure would."""
-        self._init.kill()
-        self._init.wait()
+        if self._init.poll() is None:
+            # Kill the first process of the host, not its parent: the parent then waits until all processes have ended.
+            os.kill(self.pid, signal.SIGKILL)
+            self._init.wait()
         assert self._init.stdout is not None
         self._init.stdout.close()
 

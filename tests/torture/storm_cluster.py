@@ -122,6 +122,10 @@ class Storm:
 
     def fail(self):
         """Let something fail; return what."""
+        for number, nannies in self.nannies.items():
+            # `dask worker` ends if a worker is killed while it starts.
+            if nannies.poll() is not None:
+                self.start(number)
         number = self.rng.randrange(2)
         host = self.hosts[number]
         kind = self.rng.choices(("worker", "workers", "stop", "nanny", "link", "host"), (60, 12, 10, 8, 6, 4))[0]

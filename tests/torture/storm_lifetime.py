@@ -21,6 +21,7 @@ import asyncio
 import errno
 import faulthandler
 import gc
+import logging
 import mmap
 import os
 import pickle
@@ -882,6 +883,8 @@ def compare(storm, before, number):
 def main():
     seconds, seed = float(sys.argv[1]), int(sys.argv[2])
     warnings.simplefilter("ignore")
+    # A child may put an object after this process has closed its store, and the child's reference may arrive here.
+    logging.getLogger("pyray_ser").addFilter(lambda record: "put an object into a new store" not in record.getMessage())
     os.environ["PYRAY_SER_STORE_DIR"] = f"{SHM}/pyray_ser-storm-{os.getpid()}"
     os.environ.pop("PYRAY_SER_STORE", None)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
