@@ -579,6 +579,11 @@ TEST(a_zombie_is_dead_whoever_was_forked_from_it)
     siginfo_t info;
     CHECK_EQ(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
     CHECK(prs_client_dead(s, told->client));
+    /* The lock alone proves it, too, as in a namespace that cannot see the process. */
+    uint64_t namespace = s->pid_ns;
+    s->pid_ns = 0;
+    CHECK(prs_client_dead(s, told->client));
+    s->pid_ns = namespace;
     prs_reap_dead(s, 0);
     CHECK_EQ(state_of_client(s, told->client), PRS_CLIENT_FREE);
     CHECK(prs_state(s, &told->id[0]) < 0);

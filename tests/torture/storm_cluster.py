@@ -142,7 +142,6 @@ class Storm:
             host.run("sh", "-c", f"kill -STOP {victim}; sleep {self.rng.uniform(0.5, 4)}; kill -CONT {victim} || true")
         elif kind == "nanny":
             # The process of `dask worker` with all its nannies, whose workers then end.
-            self.nannies[number].kill()
             host.run("sh", "-c", "pkill -KILL -f [d]ask_worker || true")
             self.nannies[number].wait()
             self.start(number)
