@@ -57,7 +57,8 @@ class ActorClass:
 
     ``max_restarts``
         How many times the process is restarted with the same arguments if it dies; the default is 0, and -1 means no
-        limit. The call that the dead process was running fails; later calls run in the new process.
+        limit. The call that the dead process was running fails; later calls run in the new process. If the class has an
+        ``async def`` method, all calls that were sent to the dead process fail, because they run at the same time.
     ``resources``
         What making the actor needs on its worker, as a dict of names and amounts; only on a cluster.
     ``name``
