@@ -77,8 +77,8 @@ def init(
         a store of this name, and it ends when its last process ends.
     capacity : int or str, optional
         Maximum size in bytes, as a number or text such as ``"8G"``, from 1 MiB to 8 TiB. The default is the environment
-        variable ``PYRAY_SER_CAPACITY``, otherwise 30 % of the memory; a named store is never larger than its file
-        system. No memory is reserved: the store allocates pages when it uses them.
+        variable ``PYRAY_SER_CAPACITY``, otherwise 30 % of the memory, but for a named store not more than the size of
+        its file system. No memory is reserved: the store allocates pages when it uses them.
     spill_dir : str or path-like, optional
         Directory on a disk for objects that do not fit into the capacity. The default is the environment variable
         ``PYRAY_SER_SPILL_DIR``, otherwise none. Without a directory, a full store raises `ObjectStoreFullError`. The
@@ -121,7 +121,8 @@ def init(
     Warns
     -----
     RuntimeWarning
-        If the store exists already with a different value for one of the given options.
+        If the store exists already with a different value for one of the given options, or if the capacity of a named
+        store exceeds the size of its file system.
 
     Examples
     --------
@@ -312,9 +313,9 @@ def stats() -> dict[str, int]:
         Numbers of bytes: ``capacity``; ``used`` by objects; ``reserved`` for future small objects; ``backed`` by the
         kernel; ``overhead`` of bookkeeping; ``largest_free``; ``spilled_bytes`` in files. Counts: ``spilled``,
         ``objects``, ``unsealed``, ``clients``, ``max_clients``, ``in_flight`` references, ``edges`` between objects,
-        ``orphaned`` by a fork, ``slots``, ``serial`` of the next object, ``reaped`` clients, ``stolen`` locks. On a
-        cluster: ``pulls``, the values that this host has received from other hosts, with ``pulled_bytes``, and
-        ``failed_pulls``.
+        ``orphaned`` by a fork, ``slots``, ``reaped`` clients, ``stolen`` locks. ``serial`` is the next number that no
+        process has reserved for an object. On a cluster: ``pulls``, the values that this host has received from other
+        hosts, with ``pulled_bytes``, and ``failed_pulls``.
 
     Examples
     --------

@@ -551,11 +551,11 @@ class WorkerDiedError(PyraySerError, RuntimeError):
     exitcode : int or None
         The exit code as in ``multiprocessing``: a negative number means a signal.
     task : str or None
-        The function or method that it was running.
+        The function or method that has no result.
     reason : str or None
         Why the current process ended the worker, if it did.
     began : bool
-        Whether the worker had begun to run the task.
+        False if the process ended before it accepted calls, so that the task cannot have begun.
     """
 
     pid: int | None = None
@@ -571,7 +571,7 @@ class WorkerDiedError(PyraySerError, RuntimeError):
 
     def _compose(self) -> str:
         who = "a worker process" if self.pid is None else f"worker process {self.pid}"
-        word = "while it ran" if self.began else "before it could run"
+        word = "before it finished" if self.began else "before it could run"
         during = "" if self.task is None else f" {word} {self.task}"
         if self.reason is not None:
             return f"{who} {self.reason}{during}"

@@ -51,8 +51,8 @@ Reasons for copies:
   store, and packed again by the reader. No Python string is made.
 - polars travels as Arrow data, through pyarrow. Categories travel as codes. A reader that numbers them in the same way uses the codes in place;
   other readers translate the codes, and so copy them once. Without pyarrow, and for lazy frames and `Object` columns, polars' own reduction is used.
-- torch has no read-only flag: tensors lie over a copy-on-write mapping. Values below 256 KB in all are copied as one block instead,
-  and so are values that `deserialize` reads.
+- torch has no read-only flag: tensors lie over a copy-on-write mapping. Values of less than 256 KB in total, and values
+  that `deserialize` reads, are copied as one block instead.
 - pandas turns numpy's error about a read-only array into its own.
 
 `put(value, explain=True)` and `util.inspect_size(value)` give the same information for your own value, listed by path.

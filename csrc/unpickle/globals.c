@@ -96,6 +96,66 @@ void prp_load_know_set(prp_loader *L, PyObject *set)
     L->allow_number = sets[place].number;
 }
 
+/* Names that run code or commands, by top-level module. `names` limits a row to some names, separated by spaces. */
+static const struct {
+    const char *module, *names;
+} dangerous[] = {
+    {"builtins", " eval exec compile open getattr setattr delattr breakpoint input __import__ "},
+    {"types", " CodeType FunctionType "},
+    {"code", NULL},
+    {"ctypes", NULL},
+    {"importlib", NULL},
+    {"marshal", NULL},
+    {"nt", NULL},
+    {"os", NULL},
+    {"pdb", NULL},
+    {"pickle", NULL},
+    {"_pickle", NULL},
+    {"posix", NULL},
+    {"pty", NULL},
+    {"runpy", NULL},
+    {"shutil", NULL},
+    {"socket", NULL},
+    {"subprocess", NULL},
+    {"sys", NULL},
+    {"timeit", NULL},
+    {"webbrowser", NULL},
+};
+
+static bool is_in_module(const char *module, const char *top)
+{
+    size_t n = strlen(top);
+    return strncmp(module, top, n) == 0 && (module[n] == 0 || module[n] == '.');
+}
+
+static bool is_dangerous(const char *module, const char *name)
+{
+    for (size_t i = 0; i < sizeof dangerous / sizeof *dangerous; i++) {
+        if (!is_in_module(module, dangerous[i].module))
+            continue;
+        size_t n = strcspn(name, ". ");
+        for (const char *at = dangerous[i].names; at; at = strchr(at + 1, ' ')) {
+            if (n && strncmp(at + 1, name, n) == 0 && at[n + 1] == ' ')
+                return true;
+        }
+        return dangerous[i].names == NULL;
+    }
+    return false;
+}
+
+static void refuse(PyObject *module, PyObject *name)
+{
+    const char *hint = "if it is safe with any arguments, add it to allow=";
+    const char *m = PyUnicode_AsUTF8(module), *n = m ? PyUnicode_AsUTF8(name) : NULL;
+    if (!n)
+        PyErr_Clear(); /* a lone surrogate: no module of the table has such a name */
+    else if (is_in_module(m, "cloudpickle"))
+        hint = "the pickle contains a function or class by value; move it into a module that the reader can import";
+    else if (is_dangerous(m, n))
+        hint = "never allow it, because a pickle can run code or commands with it";
+    prp_load_malformed("global '%U:%U' is not allowed; hint: %s", module, name, hint);
+}
+
 /* `context` is the context of the calling load, or NULL. */
 static int check_allowed(prp_loader *L, prp_context *context, PyObject *module, PyObject *name)
 {
@@ -114,8 +174,7 @@ static int check_allowed(prp_loader *L, prp_context *context, PyObject *module, 
         PRP_FOREIGN_VOID(Py_XDECREF(answer));
     }
     if (allowed == 0)
-        prp_load_malformed(
-            "global '%U:%U' is not allowed; hint: if it is safe with any arguments, add it to allow=", module, name);
+        refuse(module, name);
     return allowed > 0 ? 0 : -1;
 }
 

@@ -126,10 +126,10 @@ def _failed(result: Trace, depth: int) -> list[str]:
         lines.append(f"and {missing} more; the pickler was refused {result.total_failures} times in all.")
     was = "was" if len(shown) == 1 else "were"
     lines += [
-        f"{was} found to be non-serializable. Everything that was reached has been checked: with "
-        f"{'it' if len(shown) == 1 else 'them'} out of the way",
-        "the rest can be serialized. Leave such objects out in __getstate__, make them where they are used, or teach",
-        "the library about their class with pyray_ser.util.register_serializer.",
+        f"{was} found to be non-serializable. Everything that was reached has been checked: without "
+        f"{'it' if len(shown) == 1 else 'them'}, the rest can",
+        "be serialized. Leave such objects out in __getstate__, make them where they are used, or teach the library about",
+        "their class with pyray_ser.util.register_serializer.",
         _RULE,
     ]
     return lines

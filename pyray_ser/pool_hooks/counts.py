@@ -16,7 +16,7 @@ REASONS: Final = {
     "below_min_bytes": "smaller than min_bytes",
     "started_before_install": "the pool, queue or receiver was made before install(); hint: call install() first",
     "reader_cannot_attach": "the receiver is no client of the store, or its identity is not known",
-    "not_a_local_pipe": "the connection is not a pipe of this machine",
+    "not_a_local_pipe": "the connection is a socket, for example that of a Manager or a Listener",
     "max_in_flight": "max_in_flight was reached; hint: put() the array first, or call install(max_in_flight=...)",
     "store_full": "the store was full; hint: init(capacity=...)",
     "no_store": "this process has no store",

@@ -357,7 +357,7 @@ def open_store(name: str | None = None, *, inherit: bool = True, **options: Any)
             _asked = _asked if store.closed else asked
         else:
             store, joined = _open(path, inherit, options)
-    problem = _ignored(store, options, joined) if late or joined else ""
+    problem = _ignored(store, options, joined) if late or joined else _capacity_problem(store)
     if problem:
         import warnings
 
@@ -428,6 +428,14 @@ def _ignored(store: _core.Store, options: dict[str, Any], joined: bool) -> str:
     from .options import ignored
 
     return ignored(store, options, joined)
+
+
+def _capacity_problem(store: _core.Store) -> str:
+    if store.path is None:
+        return ""
+    from .options import capacity_problem
+
+    return capacity_problem(store)
 
 
 def open_inherited() -> _core.Store | None:

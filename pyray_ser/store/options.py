@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CAPACITY",
     "asked_for",
+    "capacity_problem",
     "check",
     "check_repeated",
     "for_new_store",
@@ -242,6 +243,23 @@ def _room_in(folder: str) -> int:
     # Leave room for the tables of the store.
     room = max(_CAPACITY_MIN, size - max(size // 16, 2 << 20))
     return room if room < default else 0
+
+
+def capacity_problem(store: Store) -> str:
+    """Return a warning if the capacity of a named store exceeds the size of its file system; otherwise empty."""
+    folder = os.path.dirname(store.path or "")
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return ""
+    size = found.f_blocks * found.f_frsize
+    if size == 0 or store.capacity <= size:
+        return ""
+    larger = "run the container with a larger --shm-size" if folder.startswith("/dev/shm") else "give that more room"
+    return (
+        f"the capacity {_text_of(store.capacity)} of {store!r} exceeds the size of its file system, {_text_of(size)}: "
+        f"the store is full when the file system is; hint: {larger}, or call init() without capacity"
+    )
 
 
 # ---- too late ---------------------------------------------------------------------------------------------------------

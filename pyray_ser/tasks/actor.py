@@ -57,7 +57,8 @@ class ActorClass:
 
     ``max_restarts``
         How many times the process is restarted with the same arguments if it dies; the default is 0, and -1 means no
-        limit. The call that the dead process was running fails; later calls run in the new process.
+        limit. The call that the dead process was running fails; later calls run in the new process. If the class has an
+        ``async def`` method, all calls that were sent to the dead process fail, because they run at the same time.
     ``resources``
         What making the actor needs on its worker, as a dict of names and amounts; only on a cluster.
     ``name``
@@ -326,8 +327,14 @@ class Client:
                 exitcode=None if ended is None else ended.exitcode,
                 task=task,
             )
+        if not ended.began:
+            return WorkerDiedError(pid=ended.pid, exitcode=ended.exitcode, task=task, reason=ended.reason, began=False)
         return WorkerDiedError(
-            pid=ended.pid, exitcode=ended.exitcode, task=task, reason=ended.reason, began=ended.began
+            f"{task} did not run, because actor {self.name} has ended and is not restarted: {ended}",
+            pid=ended.pid,
+            exitcode=ended.exitcode,
+            task=task,
+            reason=ended.reason,
         )
 
     def _watch(self, process: Peer, *sockets: Descriptor) -> None:
@@ -501,8 +508,7 @@ class Owner(Client):
             return False
         channel = self.channel
         again, begun = self._divide(list(channel.calls.sent.values()))
-        for job in begun:
-            fail([job], lambda task: WorkerDiedError(pid=ended.pid, exitcode=ended.exitcode, task=task))
+        self._fail_begun(begun, ended)
         if not channel.revive(fresh, fresh.pipe, again):
             # `shutdown` has closed the channel meanwhile.
             fresh.kill()
@@ -511,6 +517,17 @@ class Owner(Client):
         self._watch(fresh, self._killers, self._listener)
         self._kill_again()
         return True
+
+    def _end(self, ended: WorkerDiedError) -> None:
+        if ended.began and not self.killed:
+            # The process may have begun these calls, so they do not get the error of a call that did not run.
+            jobs = list(self.channel.calls.sent.values())
+            creation = self._creation.job
+            self._fail_begun([creation] if creation in jobs else self._divide(jobs)[1], ended)
+        super()._end(ended)
+
+    def _fail_begun(self, jobs: list[Job], ended: WorkerDiedError) -> None:
+        fail(jobs, lambda task: WorkerDiedError(pid=ended.pid, exitcode=ended.exitcode, task=task, reason=ended.reason))
 
     def _kill_again(self) -> None:
         """End the new process if `kill` was called for the previous one."""

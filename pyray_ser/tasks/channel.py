@@ -64,7 +64,7 @@ class Peer(Protocol):
         """Return another descriptor that is readable once the process has ended."""
 
     def died(self, task: str | None) -> WorkerDiedError:
-        """Return the error to raise for the call that the process was running."""
+        """Return the error for a call that the process has not answered."""
 
     def reap(self) -> None:
         """Reap the process after its end."""

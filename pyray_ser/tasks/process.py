@@ -154,7 +154,7 @@ class Process:
         kill(self.process)
 
     def died(self, task: str | None) -> WorkerDiedError:
-        """Return the error for the call that the process was running."""
+        """Return the error for a call that the process has not answered."""
         join(self.process, 1.0)
         reason = "was ended by shutdown() or cancel(force=True) of this program" if self._ended_here else None
         return WorkerDiedError(pid=self.pid, exitcode=self.process.exitcode, task=task, reason=reason, began=self.ready)

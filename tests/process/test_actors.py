@@ -485,6 +485,51 @@ def test_death_without_restarts():
         ray.get(counter.add.remote(), timeout=240)
 
 
+def test_error_of_a_call_after_the_end_says_that_it_did_not_run():
+    counter = Counter.remote()
+    pid = ray.get(counter.pid.remote())
+    os.kill(pid, signal.SIGKILL)
+    end = time.monotonic() + 60
+    while not counter._client.is_over and time.monotonic() < end:
+        time.sleep(0.02)
+    for _ in range(2):
+        with pytest.raises(WorkerDiedError) as caught:
+            ray.get(counter.add.remote(), timeout=240)
+        text = str(caught.value)
+        assert "Counter.add did not run, because actor Counter has ended and is not restarted" in text
+        assert f"worker process {pid} was killed by SIGKILL" in text and "before it finished" not in text
+        assert (caught.value.pid, caught.value.signal) == (pid, signal.SIGKILL)
+
+
+def test_errors_at_the_end_tell_the_calls_that_may_have_run_from_the_others():
+    @ray.remote
+    class Async(Counter._class):
+        async def wait(self):
+            await asyncio.sleep(100)
+
+    @ray.remote
+    class Broken:
+        def __init__(self):
+            os._exit(3)
+
+        def add(self):
+            pass
+
+    counter, asynchronous, broken = Counter.remote(), Async.remote(), Broken.remote()
+    ray.get([counter.add.remote(), asynchronous.add.remote()])
+    for actor, others in ((counter, "did not run"), (asynchronous, "before it finished")):
+        refs = [actor.die.remote(), actor.add.remote(), actor.add.remote()]
+        texts = []
+        for ref in refs:
+            with pytest.raises(WorkerDiedError) as caught:
+                ray.get(ref, timeout=240)
+            texts.append(str(caught.value))
+        assert "before it finished" in texts[0] and ".die" in texts[0]
+        assert all(others in text and ".add" in text for text in texts[1:]), texts
+    with pytest.raises(WorkerDiedError, match=r"Broken\.add did not run.*exited with status 3"):
+        ray.get(broken.add.remote(), timeout=240)
+
+
 def test_max_restarts():
     counter = Counter.options(max_restarts=2).remote(5)
     assert ray.get(counter.add.remote()) == 6

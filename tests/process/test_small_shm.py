@@ -32,9 +32,32 @@ def test_a_named_store_takes_its_capacity_from_its_file_system(tmp_path):
         assert pyray_ser.stats()["spilled"]
         assert [int(pyray_ser.get(ref)[-1]) for ref in refs] == list(range(6))
         pyray_ser.shutdown()
-        assert pyray_ser.init(name="given", capacity="1G").capacity == 1 << 30
-        pyray_ser.shutdown()
         assert pyray_ser.init().capacity > 64 << 20  # an anonymous one is not in that file system
+    """)
+
+
+def test_init_warns_of_a_capacity_larger_than_the_file_system():
+    run_with_small_shm("""
+        import os, warnings, pyray_ser
+
+        def warnings_of(**options):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                store = pyray_ser.init(**options)
+            given = options.get("capacity", os.environ.get("PYRAY_SER_CAPACITY"))
+            assert store.capacity == {"1G": 1 << 30, "32M": 32 << 20}.get(given, store.capacity)
+            pyray_ser.shutdown()
+            assert all(one.category is RuntimeWarning and one.filename == "<string>" for one in caught)
+            return [str(one.message) for one in caught]
+
+        [text] = warnings_of(name="given", capacity="1G")
+        assert "1.0 GiB" in text and "64.0 MiB" in text and "'given'" in text or "/given" in text, text
+        assert "--shm-size" in text and "without capacity" in text
+        assert not warnings_of(name="fits", capacity="32M")
+        assert not warnings_of(name="default")
+        assert not warnings_of(capacity="1G")  # an anonymous store is not in that file system
+        os.environ["PYRAY_SER_CAPACITY"] = "1G"
+        assert len(warnings_of(name="variable")) == 1
     """)
 
 

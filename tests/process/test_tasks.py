@@ -388,7 +388,7 @@ def test_a_killed_worker_is_named_and_the_pool_goes_on():
         time.sleep(5)
 
     others = [nap.remote(0.3, i) for i in range(4)]
-    with pytest.raises(WorkerDiedError, match=r"SIGKILL.*while it ran .*die") as caught:
+    with pytest.raises(WorkerDiedError, match=r"SIGKILL.*before it finished .*die") as caught:
         ray.get(die.remote(signal.SIGKILL), timeout=240)
     assert caught.value.signal == signal.SIGKILL and "memory" in str(caught.value)
     with pytest.raises(WorkerDiedError, match="SIGTERM"):

@@ -6,7 +6,7 @@ cdef int check_header(const void *data, uint64_t have, uint64_t total, prs_heade
     """Copy and check a header with `have` bytes available; the form must have `total` bytes (0: any number)."""
     cdef const char *why = prs_format_check_header(data, have, header)
     if why is NULL and total and header.total != total:
-        why = b"its length is not the one its header tells"
+        why = b"its length does not match its header"
     if why is not NULL:
         corrupt(why, ref)
     return 0

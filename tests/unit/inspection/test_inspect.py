@@ -736,6 +736,7 @@ def test_report_has_the_shape_ray_users_know(capsys):
     assert lines[5].startswith("    Serializing 'cfg' <unlocked _thread.lock object")
     assert lines[6] == "    !!! FAIL serialization: cannot pickle '_thread.lock' object"
     assert f"    {next(iter(failures))!r}" in lines
+    assert "without it, the rest can be serialized." in " ".join(lines)
     assert lines[-1] == lines[0]
 
 

@@ -473,6 +473,47 @@ def test_allowed_names_are_read_and_others_refused_by_name(protocol):
                 assert f"{__name__}:Point" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "hint"),
+    [
+        ("cloudpickle.cloudpickle", "_make_function", "move it into a module that the reader can import"),
+        ("posix", "system", "never allow it"),
+        ("os", "system", "never allow it"),
+        ("nt", "system", "never allow it"),
+        ("subprocess", "Popen", "never allow it"),
+        ("builtins", "eval", "never allow it"),
+        ("builtins", "getattr", "never allow it"),
+        ("builtins", "__import__", "never allow it"),
+        ("builtins", "eval.__call__", "never allow it"),
+        ("importlib._bootstrap", "_load", "never allow it"),
+        ("types", "CodeType", "never allow it"),
+        ("builtins", "complex", "add it to allow="),
+        ("builtins", "ev", "add it to allow="),
+        ("builtins", "", "add it to allow="),
+        ("types", "SimpleNamespace", "add it to allow="),
+        ("posixpath", "join", "add it to allow="),
+        ("sysconfig", "x", "add it to allow="),
+        ("cloudpickler", "x", "add it to allow="),
+        ("", "", "add it to allow="),
+    ],
+)
+def test_hint_for_a_refused_name_depends_on_its_module(module, name, hint):
+    data = b"\x80\x04" + b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name)) + b"\x93."
+    for read in _everywhere(data, {"a:b"}):
+        with pytest.raises(
+            UnpicklingError, match=f"^global '{module}:{name}' is not allowed; hint: .*{hint}"
+        ) as caught:
+            read()
+        assert ("allow=" in str(caught.value)) is (hint == "add it to allow=")
+
+
+def test_hint_for_a_refused_name_with_a_lone_surrogate():
+    for module in (b"\xed\xb2\x80", b"os"):
+        data = b"\x80\x04\x8c" + bytes([len(module)]) + module + b"\x8c\x03\xed\xb2\x80\x93."
+        with pytest.raises(UnpicklingError, match="is not allowed; hint: "):
+            loads(data, allow={"a:b"})
+
+
 def test_allow_is_asked_before_anything_is_imported():
     sys.modules.pop("this", None)
     for read in _everywhere(b"cthis\ns\n.", {"this:d"}):

@@ -77,7 +77,7 @@ def test_a_worker_that_this_program_ended_did_not_lack_memory():
                 pyray_ser.get(ref)
             except pyray_ser.exceptions.WorkerDiedError as error:
                 text = str(error)
-            assert "was ended by shutdown()" in text and "while it ran slow" in text and "memory" not in text, text
+            assert "was ended by shutdown()" in text and "before it finished slow" in text and "memory" not in text, text
     """)
 
 
@@ -99,7 +99,7 @@ def test_a_worker_that_never_came_to_its_task_says_so():
 
 def test_the_hint_for_a_worker_that_never_came_to_its_task():
     text = str(exceptions.WorkerDiedError(pid=5, exitcode=1, task="f", began=False))
-    assert "before it could run f" in text and "__main__" in text and "while it ran" not in text
+    assert "before it could run f" in text and "__main__" in text and "before it finished" not in text
 
 
 def test_get_of_an_object_that_only_this_thread_could_seal_says_so():
