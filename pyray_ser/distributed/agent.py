@@ -201,12 +201,16 @@ class Agent:
         """
         if head.key in self._cancelled:
             return Results([part_of(TaskCancelledError(task=head.name))])
+        if not private_names.is_needed(self.worker, head.key):
+            # The client has ended or cancelled the call while Dask was starting it.
+            raise distributed.Reschedule
         self._calls.add(head.key)
         try:
             outcomes = await self._run(head, given)
         except Exception as error:
             outcomes = [error]
-        self._calls.discard(head.key)
+        finally:
+            self._calls.discard(head.key)
         if head.key in self._abandoned:
             self._abandoned.discard(head.key)
             self.release(head.key)

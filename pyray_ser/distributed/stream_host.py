@@ -134,18 +134,21 @@ class HostedStream:
         self._result = None
 
 
-def _stream_of(key: str, run: str, worker: Any) -> HostedStream:
+def _stream_of(key: str, run: str, worker: Any) -> HostedStream | None:
     stream = agents.agent_of(worker).streams.get(key)
-    if stream is None or stream.run != run:
-        raise LookupError(f"worker {worker.address} has no stream {key}")
-    return stream
+    return stream if stream is not None and stream.run == run else None
 
 
 async def take(key: str, run: str, payload: bytes, dask_worker: Any = None) -> Answer:
     """Return the next items of a stream of this worker; see `HostedStream.take`."""
-    return await _stream_of(key, run, dask_worker).take(payload)
+    stream = _stream_of(key, run, dask_worker)
+    if stream is None:
+        raise LookupError(f"worker {dask_worker.address} has no stream {key}")
+    return await stream.take(payload)
 
 
 async def report(key: str, run: str, payload: bytes, dask_worker: Any = None) -> None:
-    """Tell a stream of this worker which items were taken."""
-    _stream_of(key, run, dask_worker).report(payload)
+    """Tell a stream of this worker, unless it has ended, which items were taken."""
+    stream = _stream_of(key, run, dask_worker)
+    if stream is not None:
+        stream.report(payload)

@@ -91,7 +91,9 @@ _HEAD = """
             raise AssertionError(f"no {kind.__name__}, but {found!r}")
 
         def state(dask_worker):
-            agent = dask_worker.plugins["pyray_ser-tasks"].agent
+            agent = getattr(dask_worker.plugins.get("pyray_ser-tasks"), "agent", None)
+            if agent is None:
+                return 0, 0, 0  # no program has used the worker yet
             return len(agent.running), len(agent.streams), len(agent.unclaimed)
 
         def idle(client):
