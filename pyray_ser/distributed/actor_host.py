@@ -16,10 +16,11 @@ from ..tasks.actor import Grip, Owner
 from ..tasks.call import forwarded
 from . import agent as agents
 from . import private_names
+from .results import Results
+from .stream_host import HostedStream
 
 if TYPE_CHECKING:
     from .agent import Agent, Packet
-    from .results import Results
 
 __all__ = ["ActorHead", "CallHead", "Hosted", "call", "kill", "let_go", "make"]
 
@@ -69,11 +70,13 @@ class Hosted:
         # The number of the call whose turn it is, and the calls that arrived before their turn.
         self._turn = 0
         self._early: dict[int, asyncio.Event] = {}
-        # Keys of results that Dask does not keep yet.
-        self.unclaimed: set[str] = set()
 
     async def call(self, head: CallHead) -> Results:
-        """Run a call after those with lower numbers; return its outcomes, also if it failed."""
+        """
+        Run a call after those with lower numbers; return its outcomes, also if it failed.
+
+        For a stream, return when its outcomes can be requested (`stream_host`); there are none here, unless it cannot run.
+        """
         agent = self._agent
         owner = self._owner
         prepared = await self._prepare(head)
@@ -86,6 +89,10 @@ class Hosted:
             payload, held, arguments = prepared
             work = forwarded(head.name, payload, held, arguments, head.several, owner)
             del prepared, payload, held, arguments
+            if head.several is True:
+                agent.streams[head.key] = HostedStream(agent, head.key, head.actor, work)
+                owner.submit(work)
+                return Results([])
             awaited = [work.job.ref] if head.several is False else list(work.hand_over())
             agent.running[head.key] = work.job.ref
             owner.submit(work)
@@ -101,7 +108,7 @@ class Hosted:
             agent.running.pop(head.key, None)
         results = agent.keep(head.key, [one.outcome for one in awaited if one.outcome is not None])
         if agent.holds(head.key):
-            self.unclaimed.add(head.key)
+            agent.unclaimed[head.key] = head.actor
         return results
 
     async def _prepare(self, head: CallHead) -> Any:
@@ -130,10 +137,17 @@ class Hosted:
             await asyncio.sleep(_CHECK)
         self._is_shared = False
 
-    def release(self) -> None:
-        """End the actor when Dask has released its key."""
-        # The program has ended if the actor still runs for other processes.
-        if self._is_shared:
+    def release(self, is_reading: bool) -> None:
+        """
+        End the actor when Dask has released its key.
+
+        Parameters
+        ----------
+        is_reading : bool
+            Whether the program has not read a stream of the actor to its end.
+        """
+        # The program has ended if the actor still runs for it or for other processes.
+        if self._is_shared or is_reading:
             self.kill()
         self._grip = None
 

@@ -22,6 +22,7 @@ from ..tasks.remote_handles import CLUSTER
 from . import actor_host, agent, private_names
 from .results import Part, Results, part_of
 from .sent import Place, Sent
+from .streams import SentStream
 
 if TYPE_CHECKING:
     from ..tasks.actor import Grip
@@ -148,8 +149,6 @@ class ClusterActor:
         """Call a method after all earlier calls; return what ``.remote`` returns."""
         cluster = self.cluster
         cluster.check_running()
-        if several is True:
-            raise TypeError(f"{name} returns a stream, which a cluster does not support; hint: return a list")
         args, kwargs, arguments = cluster.extract(args, kwargs)
         with cluster.carrying() as carried:
             payload, held = encode(name, method, args, kwargs, several, protocol.CALL)
@@ -318,6 +317,9 @@ class ClusterActor:
         try:
             answer = await client.run(actor_host.call, head, workers=[address])
             results: Results = answer[address]
+            if isinstance(sent, SentStream) and not results.parts:
+                await sent.read()
+                return
         except Exception as error:
             _log.debug("actor %s does not answer: %s", self.name, error)
             # The scheduler may notice the death of the worker later.
@@ -379,7 +381,7 @@ class ClusterActor:
         return self.cluster.collect_later(ref)
 
     def tell(self, ref: TaskRef, payload: bytes) -> None:
-        """Do nothing, because no call is a stream; see `Source`."""
+        """Do nothing: the source of a stream is its `SentStream`; see `Source`."""
 
     def cancel(self, ref: TaskRef, force: bool) -> bool:
         """Cancel a call that has not started."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import secrets
 from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,10 +32,12 @@ from . import forwarding, private_names, settings
 from . import plugin as sharing_plugin
 from .relays import Relays
 from .results import Results, Stored, part_of
+from .stream_host import HostedStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from ..tasks.call import Call
     from ..tasks.refs import Outcome
     from .actor_host import Hosted
 
@@ -74,6 +77,8 @@ class Head(NamedTuple):
     arguments: list[Packet]
     several: bool | int
     max_retries: int
+    # The topic of Dask's events by which to announce a stream.
+    topic: str
 
 
 class AgentPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
@@ -170,8 +175,14 @@ class Agent:
         self._held: dict[Any, list[ObjectRef[Any]]] = {}
         # The key of each running call -> its reference here.
         self.running: dict[str, TaskRef] = {}
-        # Keys of running calls that no client needs any more, because their client has ended.
+        # Keys of calls that this agent prepares or runs, and of those that no client needs any more, because their client
+        # has ended.
+        self._calls: set[str] = set()
         self._abandoned: set[str] = set()
+        # The key of each stream with items that its client has not taken.
+        self.streams: dict[str, HostedStream] = {}
+        # The key of each result that Dask does not keep yet -> the key of its actor or stream.
+        self.unclaimed: dict[str, str] = {}
         # Keys that were cancelled before they started.
         self._cancelled: OrderedDict[str, None] = OrderedDict()
         self._rest: asyncio.TimerHandle | None = None
@@ -190,12 +201,19 @@ class Agent:
         """
         if head.key in self._cancelled:
             return Results([part_of(TaskCancelledError(task=head.name))])
+        if not private_names.is_needed(self.worker, head.key):
+            # The client has ended or cancelled the call while Dask was starting it.
+            raise distributed.Reschedule
+        self._calls.add(head.key)
         try:
             outcomes = await self._run(head, given)
         except Exception as error:
             outcomes = [error]
+        finally:
+            self._calls.discard(head.key)
         if head.key in self._abandoned:
             self._abandoned.discard(head.key)
+            self.release(head.key)
             # Dask runs the call again if a client needs it after all.
             raise distributed.Reschedule
         return self.keep(head.key, outcomes)
@@ -207,16 +225,29 @@ class Agent:
         call = forwarded(head.name, payload, payload_held, arguments, head.several, self.pool())
         del payload_held, arguments
         ref = call.job.ref
-        awaited = [ref] if head.several is False else list(call.hand_over())
+        if head.key in self._abandoned:
+            return []
         self.running[head.key] = ref
         try:
+            if head.several is True:
+                await self._announce(head, call)
+                awaited = [ref]
+            else:
+                awaited = [ref] if head.several is False else list(call.hand_over())
             self.pool().submit(Function(head.name, head.function_number, code, function_held), call, head.max_retries)
             del call, function_held
             await self.settled(awaited)
         finally:
             self.running.pop(head.key, None)
             self._rest_later()
-        return [one.outcome for one in awaited if one.outcome is not None]
+        # The client asks for the outcomes of a stream.
+        return [one.outcome for one in awaited if one.outcome is not None and head.several is not True]
+
+    async def _announce(self, head: Head, call: Call) -> None:
+        """Tell the client that a stream is here, and wait until the client asks for items, or the call is cancelled."""
+        stream = self.streams[head.key] = HostedStream(self, head.key, head.key, call, secrets.token_hex(8))
+        self.worker.log_event(head.topic, {"key": head.key, "address": self.worker.address, "run": stream.run})
+        await stream.wanted.wait()
 
     async def settled(self, refs: Iterable[TaskRef]) -> None:
         """Wait until references are settled."""
@@ -259,7 +290,7 @@ class Agent:
 
     def cancel(self, key: str, force: bool) -> bool | None:
         """Cancel a call; return None if it does not run here. It will then not start here either."""
-        ref = self.running.get(key)
+        ref = self._ref_of(key)
         if ref is None:
             self._cancelled[key] = None
             while len(self._cancelled) > _REMEMBERED:
@@ -268,11 +299,17 @@ class Agent:
         source = ref.source
         return source is not None and source.cancel(ref, force)
 
+    def _ref_of(self, key: str) -> TaskRef | None:
+        """Return the reference of a running call."""
+        stream = self.streams.get(key)
+        return self.running.get(key) if stream is None else stream.ref
+
     def abandon(self, key: Any) -> None:
-        """End a running call that no client needs any more."""
+        """End a call that no client needs any more."""
+        if key in self._calls:
+            self._abandoned.add(key)
         ref = self.running.get(key)
         if ref is not None and ref.source is not None:
-            self._abandoned.add(key)
             ref.source.cancel(ref, True)  # never a call of an actor, which is no Dask task
 
     def secede(self, seconds: float) -> None:
@@ -287,7 +324,7 @@ class Agent:
 
     def end_call(self, key: str) -> None:
         """End a running call of a client that ends, or let it not start."""
-        ref = self.running.get(key)
+        ref = self._ref_of(key)
         if ref is None or not isinstance(ref.source, Client):  # calls of actors end with their actor
             self.cancel(key, True)
 
@@ -305,18 +342,22 @@ class Agent:
         return key in self._held
 
     def claim(self, key: Any) -> None:
-        """Note that Dask keeps the results of a call of an actor."""
-        for hosted in self.actors.values():
-            hosted.unclaimed.discard(key)
+        """Note that Dask keeps the results of a call of an actor, or an item of a stream."""
+        self.unclaimed.pop(key, None)
 
     def release(self, key: Any) -> None:
-        """Release the objects of a key, or the actor that has the key."""
+        """Release the objects, the actor and the streams of a key."""
+        streams = [stream for stream in self.streams.values() if stream.owner == key] if self.streams else []
+        for stream in streams:
+            del self.streams[stream.key]
+            stream.drop()
         hosted = self.actors.pop(key, None)
         if hosted is not None:
-            # Results that the client has not passed to Dask are lost with the client.
-            for other in hosted.unclaimed:
-                self._held.pop(other, None)
-            hosted.release()
+            hosted.release(is_reading=bool(streams))
+        # Results that the client has not passed to Dask are lost with the client.
+        for other in [other for other, owner in self.unclaimed.items() if owner == key] if self.unclaimed else ():
+            del self.unclaimed[other]
+            self._held.pop(other, None)
         if self._held.pop(key, None) is not None:
             self._rest_later()
 
@@ -354,6 +395,7 @@ class Agent:
         for hosted in self.actors.values():
             hosted.kill()
         self.actors.clear()
+        self.streams.clear()
         if self._rest is not None:
             self._rest.cancel()
         self.worker.handlers.pop(forwarding.COPY, None)

@@ -15,6 +15,7 @@ import pickle
 import secrets
 import threading
 import time
+import weakref
 from _thread import get_ident
 from contextlib import contextmanager
 from functools import partial
@@ -37,6 +38,7 @@ from .actors import ClusterActor, known_actors
 from .references import Receiver
 from .results import Results, Stored, part_of
 from .sent import Place, Sent
+from .streams import SentStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -83,6 +85,9 @@ class Cluster:
         self._ended = False
         # A thread that pickles the arguments of a call -> the actors whose handles it has found.
         self._carrying: dict[int, list[Grip]] = {}
+        # The topic of Dask's events by which agents announce streams, and the coroutines that read them.
+        self._topic = f"pyray_ser-streams-{uuid4().hex}"
+        self._tasks: set[asyncio.Task[None]] = set()
         # In the event loop: calls whose results are ready, and whether a coroutine gets them.
         self._ready: list[Sent] = []
         self._gathering = False
@@ -102,6 +107,8 @@ class Cluster:
                 "with pyray_ser installed, and use the store of their host"
             )
         private_names.run_in(self.client, self._receive)
+        # Dask never forgets the function.
+        self.client.subscribe_topic(self._topic, partial(_announced, weakref.ref(self)))
         self._thread.start()
 
     async def _receive(self) -> None:
@@ -118,8 +125,6 @@ class Cluster:
         """Call a function when its arguments are ready; see `Engine`."""
         self.check_running()
         several = function.several
-        if several is True:
-            raise TypeError(f"{function.name} returns a stream, which a cluster does not support; hint: return a list")
         name = function.name
         pickled = function.pickled()
         code_number, code = self._function(pickled)
@@ -150,6 +155,7 @@ class Cluster:
                     [self.argument(arg, given) for arg in arguments],
                     several,
                     max_retries,
+                    self._topic,
                 )
                 self._submit(sent, pickle.dumps(head, 5), given, resources)
             except Exception as error:
@@ -195,9 +201,12 @@ class Cluster:
 
     def expect(self, name: str, several: bool | int, source: Source) -> Sent:
         """Make the references of a call."""
+        key = f"{name}-{uuid4().hex}"
+        if several is True:
+            stream = self.pending[key] = SentStream(key, name, self, source)
+            return stream
         names = [name] if several is False else [f"{name}[{i}]" for i in range(several)]
-        sent = Sent(f"{name}-{uuid4().hex}", name, several, [TaskRef(each, source) for each in names])
-        self.pending[sent.key] = sent
+        sent = self.pending[key] = Sent(key, name, several, [TaskRef(each, source) for each in names])
         return sent
 
     @contextmanager
@@ -234,8 +243,9 @@ class Cluster:
     def _submit(self, sent: Sent, head: bytes, given: list[Any], resources: dict[str, float]) -> None:
         future = self.client.submit(agent.run_task, head, *given, key=sent.key, pure=False, resources=resources or None)
         sent.future = future
-        for i, ref in enumerate(sent.refs):
-            self.places[ref] = Place(future, i, sent.key)
+        if not isinstance(sent, SentStream):
+            for i, ref in enumerate(sent.refs):
+                self.places[ref] = Place(future, i, sent.key)
         self.start(self._follow(sent))
 
     def _function(self, function: Function) -> tuple[int, Any]:
@@ -312,6 +322,8 @@ class Cluster:
         future = sent.future
         await private_names.until_done(future)
         if future.status == "finished":
+            if sent.address:
+                return  # a stream, whose agent reports its end
             self._ready.append(sent)
             if not self._gathering:
                 self._gathering = True
@@ -336,6 +348,45 @@ class Cluster:
             for sent, results in zip(batch, found, strict=True):
                 self.arrived(sent, results)
             del batch, found, sent, results
+
+    def announced(self, announcement: dict[str, str]) -> None:
+        """Begin to read a stream that an agent is about to produce."""
+        sent = self.pending.get(announcement["key"])
+        if not isinstance(sent, SentStream):
+            return  # cancelled
+        if sent.run:
+            # Dask runs the task again, because it has lost the worker.
+            self.spawn(self._lost_stream(sent))
+        else:
+            sent.address, sent.run = announcement["address"], announcement["run"]
+            self.spawn(self._read(sent))
+
+    async def _read(self, sent: SentStream) -> None:
+        try:
+            await sent.read()
+        except Exception as error:
+            _log.debug("worker %s does not answer: %s", sent.address, error)
+            await self._lost_stream(sent)
+
+    async def _lost_stream(self, sent: SentStream) -> None:
+        self.arrived(sent, sent.died())
+        await sent.future.cancel()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Start a coroutine in the event loop of the client, which this code runs in."""
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended_task)
+
+    def _ended_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # For example, the client was closed meanwhile.
+            _log.debug("a request of a stream failed: %s", task.exception())
+
+    def deliver(self, stream: SentStream, items: list[TaskRef]) -> None:
+        """Pass items of a stream to the thread that settles references, which also settles its end."""
+        self._arrived.put(partial(stream.deliver, items))
 
     def arrived(self, sent: Sent, results: Results | BaseException) -> None:
         """Pass an outcome to the thread that settles references."""
@@ -365,20 +416,14 @@ class Cluster:
         if sent.carried:
             # The process that has loaded a handle may still be connecting to the actor.
             self._keep_for(_CONNECTING, sent.carried)
-        for i, ref in enumerate(sent.refs):
-            try:
-                outcome = _outcome(results, i)
-            except Exception as error:
-                outcome = error
-            _settle(ref, outcome)
+        try:
+            sent.settle(_outcomes(results))
+        except BaseException:
+            _log.exception("a callback of %s failed", sent.name)
 
     def collect(self, ref: TaskRef, deadline: float | None) -> bool:
         """Settle references if the caller is a callback in the thread that does so; see `Source`."""
-        if get_ident() != self._thread.ident:
-            if self.client.status == "closed":
-                # The program has closed its client, so no outcome can arrive.
-                for sent in list(self.pending.values()):
-                    self.arrived(sent, _lost(sent))
+        if not self.collect_later(ref):
             return False
         while ref.outcome is None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -395,10 +440,16 @@ class Cluster:
 
     def collect_later(self, ref: TaskRef) -> bool:
         """Return whether the caller is a callback in the thread that settles references; see `Source`."""
-        return get_ident() == self._thread.ident
+        if get_ident() == self._thread.ident:
+            return True
+        if self.client.status == "closed":
+            # The program has closed its client, so no outcome can arrive.
+            for sent in list(self.pending.values()):
+                self.arrived(sent, _lost(sent))
+        return False
 
     def tell(self, ref: TaskRef, payload: bytes) -> None:
-        """Do nothing, because no call is a stream; see `Source`."""
+        """Do nothing: the source of a stream is its `SentStream`; see `Source`."""
 
     # ---- the end of calls
 
@@ -435,6 +486,7 @@ class Cluster:
         is_connected = self.client.status == "running"
         if is_connected:
             private_names.run_in(self.client, self._stop_receiving)
+            self.client.unsubscribe_topic(self._topic)
         else:
             self._receiver.stop_receiving()
         sent, self.pending = list(self.pending.values()), {}
@@ -466,6 +518,12 @@ class Cluster:
         self._receiver.stop_receiving()
 
 
+def _announced(cluster: weakref.ref[Cluster], event: tuple[float, dict[str, str]]) -> None:
+    engine = cluster()
+    if engine is not None:
+        engine.announced(event[1])
+
+
 def _nothing(what: object) -> None:
     """Release an object that was held until now."""
 
@@ -479,11 +537,10 @@ def _given(what: Any, given: list[Any], index: int = 0) -> agent.Packet:
     return "given", len(given) - 1, index
 
 
-def _outcome(results: Results | BaseException, index: int) -> Outcome:
+def _outcomes(results: Results | BaseException) -> list[Outcome]:
     if isinstance(results, BaseException):
-        return results
-    # A call that failed may have fewer outcomes than references; the last one is the error.
-    return results.outcome(min(index, len(results.parts) - 1))
+        return [results]
+    return [results.outcome(i) for i in range(len(results.parts))]
 
 
 def _settle(ref: TaskRef, outcome: Outcome) -> None:

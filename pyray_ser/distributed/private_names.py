@@ -25,6 +25,7 @@ __all__ = [
     "current_worker",
     "get_data_with",
     "is_ending",
+    "is_needed",
     "loop_of",
     "measure_in_nanny",
     "measure_in_worker",
@@ -92,7 +93,7 @@ ATTRIBUTES = {
     "distributed.worker:Worker": "data metrics",
     "distributed.worker_memory:NannyMemoryManager": "memory_limit memory_terminate_fraction",
     "distributed.worker_state_machine:WorkerState": "executing long_running nthreads tasks",
-    "distributed.worker_state_machine:TaskState": "nbytes",
+    "distributed.worker_state_machine:TaskState": "nbytes state",
     "zict:Buffer": "fast",
     "zict:LRU": "order",
 }
@@ -419,6 +420,12 @@ def is_ending(worker: Any) -> bool:
     from distributed.core import Status
 
     return worker.status is Status.closing and not (worker.state.executing or worker.state.long_running)
+
+
+def is_needed(worker: Any, key: str) -> bool:
+    """Return whether the scheduler still wants the result of a task that a worker executes."""
+    task = worker.state.tasks.get(key)
+    return task is not None and task.state != "cancelled"
 
 
 def secede(worker: Any, key: str, seconds: float) -> None:

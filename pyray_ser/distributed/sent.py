@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..tasks.actor import Grip
-    from ..tasks.refs import TaskRef
+    from ..tasks.refs import Outcome, TaskRef
 
 __all__ = ["Place", "Sent"]
 
@@ -21,7 +21,7 @@ class Sent:
         The key of its results.
     name : str
     several : bool or int
-        False for one result, otherwise the number of results.
+        False for one result, True for a stream, otherwise the number of results.
     refs : list of TaskRef
 
     Attributes
@@ -33,7 +33,7 @@ class Sent:
     future : distributed.Future or None
         The Dask task, if the call is one.
     address : str
-        The worker with the actor, if the call is one of an actor and was sent.
+        The worker with the actor, if the call is one of an actor and was sent, or the worker that runs the stream.
     right : list
         The thread that pops its item sends the call.
     """
@@ -49,9 +49,21 @@ class Sent:
         self.address = ""
         self.right = [True]
 
-    def result(self) -> TaskRef | list[TaskRef]:
+    def result(self) -> Any:
         """Return the value of ``.remote(...)``."""
         return self.refs[0] if self.several is False else list(self.refs)
+
+    def settle(self, outcomes: list[Outcome]) -> None:
+        """
+        Settle the references.
+
+        Parameters
+        ----------
+        outcomes : list
+            A call that failed may have fewer outcomes than references; the last one is the error.
+        """
+        for i, ref in enumerate(self.refs):
+            ref.settle(outcomes[min(i, len(outcomes) - 1)])
 
     def fail(self, error: BaseException) -> None:
         """Settle the references with an error."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from _thread import allocate_lock
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from sys import is_finalizing
 from typing import TYPE_CHECKING
 
 from .._core import ObjectRef
 from . import backpressure
-from .refs import SLICE, Source, TaskRef, patience
+from .refs import SLICE, Outcome, Source, TaskRef, patience
 
 if TYPE_CHECKING:
     import asyncio
@@ -80,16 +81,36 @@ class Items:
     def take(self) -> TaskRef | None:
         """Return the next item, or None."""
         try:
-            outcome = self._ready.popleft()
+            item = self._ready.popleft()
         except IndexError:
             return None
-        item = TaskRef(f"{self.ref.name}[{next(self._numbers)}]")
-        item.settle(outcome)
+        number = next(self._numbers)
+        # A cluster adds references, because it knows more about its items than their outcomes.
+        if type(item) is not TaskRef:
+            outcome, item = item, TaskRef(f"{self.ref.name}[{number}]")
+            item.settle(outcome)
         self.taken = next(self._counts)
         # Report several small items at a time.
-        if self.taken - self._told >= backpressure.AHEAD // 2 or type(outcome) is ObjectRef:
+        if self.taken - self._told >= backpressure.AHEAD // 2 or type(item.outcome) is ObjectRef:
             self.tell()
         return item
+
+    def take_all(self) -> list[Outcome]:
+        """Return the outcomes that have arrived, for a reader in another process, which reports them by `report`."""
+        taken: list[Outcome] = []
+        with suppress(IndexError):
+            while True:
+                taken.append(self._ready.popleft())
+        return taken
+
+    def report(self, payload: bytes) -> None:
+        """Pass on the payload of TAKEN that a reader in another process has sent."""
+        if payload == backpressure.nothing():
+            self.abandon()
+        elif payload == backpressure.everything():
+            self.run_freely()
+        else:
+            self._send(payload)
 
     def tell(self) -> None:
         """Report to the worker how many items were taken."""
