@@ -464,13 +464,14 @@ class Actor:
     def numbers(self):
         for i in range(100):
             yield np.full(10_000, float(i))
-            time.sleep(2)
+            time.sleep(4)
 
 pyray_ser.init(address=sys.argv[1])
 actor = Actor.remote() if {of_actor} else None
 call = actor.numbers if {of_actor} else pyray_ser.remote(Actor.local.numbers)
 stream = call.remote() if {of_actor} else call.remote(None)
 first = next(stream)
+time.sleep(1)  # the client asks for the next item
 os.kill(os.getpid(), signal.SIGSTOP)
 """
     run_streams(
