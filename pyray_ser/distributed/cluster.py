@@ -554,9 +554,9 @@ def _error_of(sent: Sent, error: BaseException) -> BaseException:
     """Return the error for a call whose Dask task failed. Errors of the program are results of the task."""
     if isinstance(error, distributed.KilledWorker):
         return WorkerDiedError(
+            f"{sent.name} has no result, because each Dask worker that ran it has ended ({error.allowed_failures + 1} in all, "
+            f"the last one was {error.last_worker.address}); hint: its log may have the cause",
             task=sent.name,
-            reason=f"ended {error.allowed_failures + 1} times; Dask ran the task on several workers, the last one was "
-            f"{error.last_worker.address},",
         )
     if isinstance(error, distributed.CancelledError):
         return _lost(sent)

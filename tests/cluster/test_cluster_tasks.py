@@ -418,3 +418,21 @@ def test_nothing_is_left_of_a_killed_driver():
     """,
         timeout=200,
     )
+
+
+def test_a_call_that_dask_gives_up_because_its_workers_end():
+    run_tasks("""
+        dask.config.set({"distributed.scheduler.allowed-failures": 0})
+        with local(1) as cluster, Client(cluster) as client:
+            [there] = addresses(client, 1)
+            pyray_ser.init(address=cluster.scheduler_address)
+            running = sleep.remote(1000, "started")
+            until(lambda: starts("started"))
+            os.kill(client.run(os.getpid)[there], signal.SIGKILL)
+            error = raises(exceptions.WorkerDiedError, pyray_ser.get, running, timeout=60)
+            assert str(error) == (
+                f"sleep has no result, because each Dask worker that ran it has ended (1 in all, the last one was {there}); "
+                "hint: its log may have the cause"
+            ), error
+            pyray_ser.shutdown()
+    """)
