@@ -37,7 +37,7 @@ from . import agent, copies, memory, private_names, settings
 from .actors import ClusterActor, known_actors
 from .references import Receiver
 from .results import Results, Stored, part_of
-from .sent import Place, Sent
+from .sent import Place, Sent, settle
 from .streams import SentStream
 
 if TYPE_CHECKING:
@@ -394,7 +394,7 @@ class Cluster:
 
     def settle_soon(self, ref: TaskRef, outcome: Outcome) -> None:
         """Settle a reference in the thread that does so, because the callbacks of a reference may wait."""
-        self._arrived.put(partial(_settle, ref, outcome))
+        self._arrived.put(partial(settle, ref, outcome))
 
     async def _gather_one(self, sent: Sent) -> Any:
         try:
@@ -405,9 +405,9 @@ class Cluster:
     # ---- outcomes, in the thread that settles references
 
     def _serve(self) -> None:
-        while (settle := self._arrived.get()) is not None:
-            settle()
-            del settle
+        while (step := self._arrived.get()) is not None:
+            step()
+            del step
 
     def _settle(self, sent: Sent, results: Results | BaseException) -> None:
         if self.pending.pop(sent.key, None) is None:
@@ -417,7 +417,11 @@ class Cluster:
             # The process that has loaded a handle may still be connecting to the actor.
             self._keep_for(_CONNECTING, sent.carried)
         try:
-            sent.settle(_outcomes(results))
+            outcomes = _outcomes(results)
+        except Exception as error:
+            outcomes = [error]
+        try:
+            sent.settle(outcomes)
         except BaseException:
             _log.exception("a callback of %s failed", sent.name)
 
@@ -428,14 +432,14 @@ class Cluster:
         while ref.outcome is None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                settle = self._arrived.get(timeout=left)
+                step = self._arrived.get(timeout=left)
             except Empty:
                 break
-            if settle is None:
+            if step is None:
                 self._arrived.put(None)
                 break
-            settle()
-            del settle
+            step()
+            del step
         return True
 
     def collect_later(self, ref: TaskRef) -> bool:
@@ -541,13 +545,6 @@ def _outcomes(results: Results | BaseException) -> list[Outcome]:
     if isinstance(results, BaseException):
         return [results]
     return [results.outcome(i) for i in range(len(results.parts))]
-
-
-def _settle(ref: TaskRef, outcome: Outcome) -> None:
-    try:
-        ref.settle(outcome)
-    except BaseException:
-        _log.exception("a callback of %r failed", ref)
 
 
 def _error_of(sent: Sent, error: BaseException) -> BaseException:

@@ -16,7 +16,7 @@ from ..exceptions import PyraySerError
 from ..store import foreign
 from . import relays
 from .copies import claim_of, copy_of_claim
-from .private_names import closed_reply
+from .private_names import closed_reply, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,10 +73,7 @@ class _Asking:
         return copy
 
     async def _ask(self, message: bytes) -> ObjectRef[Any]:
-        from distributed.core import connect
-
-        security = pickle.loads(self._security)
-        comm = await connect(self._address, **security.get_connection_args("worker"))
+        comm = await connect(self._address, pickle.loads(self._security))
         try:
             await comm.write({"op": COPY, "message": message})
             answer = await comm.read()

@@ -21,6 +21,7 @@ __all__ = [
     "close_idle_connections",
     "closed_reply",
     "comm_classes",
+    "connect",
     "current_client",
     "current_worker",
     "get_data_with",
@@ -66,6 +67,7 @@ SIGNATURES = {
     "distributed.scheduler:Scheduler.get_nbytes": "self keys summary",
     "distributed.spill:SpillBuffer.evict": "self",
     "distributed.comm.core:Comm.handshake_info": "self",
+    "distributed.core:connect": "addr timeout deserialize handshake_overrides **connection_args",
     "distributed.core:ConnectionPool.connect": "self addr timeout",
     "distributed.core:ConnectionPool.reuse": "self addr comm",
     "distributed.worker_state_machine:GatherDepSuccessEvent": "stimulus_id worker total_nbytes data",
@@ -76,7 +78,7 @@ SIGNATURES = {
 }
 # Classes and the attributes that this package reads or sets.
 ATTRIBUTES = {
-    "distributed.client:Client": "loop sync",
+    "distributed.client:Client": "futures loop sync",
     "distributed.client:Future": "_state",
     "distributed.client:FutureState": "wait",
     "distributed.comm.tcp:TCP": "stream",
@@ -182,6 +184,24 @@ def set_comm_classes(classes: Mapping[str, type]) -> None:
     tcp = importlib.import_module("distributed.comm.tcp")
     for name, comm_class in classes.items():
         getattr(tcp, name).comm_class = comm_class
+
+
+async def connect(address: str, security: Any) -> Any:
+    """
+    Open a connection to a worker that is not one of the pool.
+
+    Parameters
+    ----------
+    address : str
+    security : distributed.Security
+
+    Returns
+    -------
+    distributed.comm.Comm
+    """
+    from distributed.core import connect as open_connection
+
+    return await open_connection(address, **security.get_connection_args("worker"))
 
 
 def peer_info(comm: Any) -> dict[str, Any]:

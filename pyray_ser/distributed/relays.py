@@ -226,7 +226,7 @@ class Relays:
             elif place == "":
                 answer = {"ended": "it has ended"}
             else:
-                comm = await self._connect(place)
+                comm = await private_names.connect(place, self._agent.worker.security)
                 await comm.write({"op": RELAY, "key": key, "network": _network()})
                 answer = await comm.read()
             if "ended" in answer:
@@ -241,11 +241,6 @@ class Relays:
         finally:
             if comm is not None:
                 comm.abort()
-
-    async def _connect(self, address: str) -> Any:
-        from distributed.core import connect
-
-        return await connect(address, **self._agent.worker.security.get_connection_args("worker"))
 
     async def _find(self, key: str, connection: Connection | None) -> str | None:
         """Return the address of an actor's worker; "" if the actor has ended, None if the caller has ended."""
@@ -276,7 +271,7 @@ class Relays:
         if place == self._agent.worker.address:
             self._agent.actors[key].kill()
         elif place:
-            comm = await self._connect(place)
+            comm = await private_names.connect(place, self._agent.worker.security)
             try:
                 await comm.write({"op": RELAY, "key": key, "network": "", "kills": True})
                 await comm.read()

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .. import _log
+
 if TYPE_CHECKING:
     from ..tasks.actor import Grip
     from ..tasks.refs import Outcome, TaskRef
 
-__all__ = ["Place", "Sent"]
+__all__ = ["Place", "Sent", "settle"]
+
+
+def settle(ref: TaskRef, outcome: Outcome) -> None:
+    """Settle a reference; log what a callback raises, so that the caller can settle other references."""
+    try:
+        ref.settle(outcome)
+    except BaseException:
+        _log.exception("a callback of %r failed", ref)
 
 
 class Sent:
@@ -63,7 +73,7 @@ class Sent:
             A call that failed may have fewer outcomes than references; the last one is the error.
         """
         for i, ref in enumerate(self.refs):
-            ref.settle(outcomes[min(i, len(outcomes) - 1)])
+            settle(ref, outcomes[min(i, len(outcomes) - 1)])
 
     def fail(self, error: BaseException) -> None:
         """Settle the references with an error."""
