@@ -52,13 +52,6 @@ _HEAD = """
         made = pyray_ser.remote(make)
         summed = pyray_ser.remote(total)
 
-        def raises(kind, function, *args, **kwargs):
-            try:
-                found = function(*args, **kwargs)
-            except kind as error:
-                return error
-            raise AssertionError(f"no {kind.__name__}, but {found!r}")
-
         def actors_of(dask_worker):
             agent = dask_worker.plugins["pyray_ser-tasks"].agent
             return len(agent.actors)

@@ -127,13 +127,6 @@ _HEAD = """
                     return pid
                 time.sleep(0.01)
 
-        def raises(kind, function, *args, **kwargs):
-            try:
-                found = function(*args, **kwargs)
-            except kind as error:
-                return error
-            raise AssertionError(f"no {kind.__name__}, but {found!r}")
-
 """
 
 

@@ -83,13 +83,6 @@ _HEAD = """
         def heads(refs):
             return [float(get(ref)[0]) for ref in refs]
 
-        def raises(kind, function, *args, **kwargs):
-            try:
-                found = function(*args, **kwargs)
-            except kind as error:
-                return error
-            raise AssertionError(f"no {kind.__name__}, but {found!r}")
-
         def state(dask_worker):
             agent = getattr(dask_worker.plugins.get("pyray_ser-tasks"), "agent", None)
             if agent is None:

@@ -33,13 +33,6 @@ _HEAD = """
             time.sleep(seconds)
             return seconds
 
-        def raises(kind, function, *args, **kwargs):
-            try:
-                found = function(*args, **kwargs)
-            except kind as error:
-                return error
-            raise AssertionError(f"no {kind.__name__}, but {found!r}")
-
         def sum_of(n, start=0):
             return float(np.arange(start, start + n, dtype="f8").sum())
 

@@ -46,6 +46,14 @@ def until(check, seconds=20):
     return found
 
 
+def raises(kind, function, *args, **kwargs):
+    try:
+        found = function(*args, **kwargs)
+    except kind as error:
+        return error
+    raise AssertionError(f"no {{kind.__name__}}, but {{found!r}}")
+
+
 def everything_freed(client, seconds=20):
     # Dask releases the values of a client some time after the client has let go of them.
     def check():

@@ -209,6 +209,9 @@ class Storm:
                 thread.join(max(0, end - time.monotonic()))
                 if thread.is_alive():
                     self.faults.append(f"a graph was not computed within {PATIENCE} s")
+            lost = sum(count for what, count in self.counts.items() if what.startswith("reads lost"))
+            if lost > self.counts["reads right"]:
+                self.faults.append(f"{lost} objects are lost, and {self.counts['reads right']} were read")
             if self.faults:
                 return
             client.wait_for_workers(2 * WORKERS, timeout=60)
