@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import time
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -33,6 +34,8 @@ __all__ = ["ClusterActor", "known_actors"]
 
 # Seconds between two checks whether the worker of an actor lives, if other processes have handles.
 _CHECK = 0.25
+# Seconds that the scheduler may take to report the loss of a worker.
+_NOTICE = 10.0
 
 
 def known_actors(grips: list[Grip]) -> list[TaskRef]:
@@ -343,6 +346,10 @@ class ClusterActor:
             self._ended = self._died()
             return
         self._restarts -= 1
+        # The new actor has the same key, so a late report of the scheduler about the old one would end the new one.
+        until = time.monotonic() + _NOTICE
+        while self._future.status == "finished" and time.monotonic() < until:
+            await asyncio.sleep(0.01)
         self._address = ""
         self._is_lost = False
         self._future.release()
