@@ -65,10 +65,11 @@ def timed_get(ref: pyray_ser.ObjectRef[numpy.ndarray]) -> tuple[float, float]:
 
 
 def _serve(address: str, nbytes: int) -> None:
+    value = memoryview(make(nbytes)).cast("B")
     with socket.create_server((address, PORTS["socket"])) as server:
         caller, _ = server.accept()
         with caller:
-            caller.sendall(memoryview(make(nbytes)).cast("B"))
+            caller.sendall(value)
 
 
 def _receive(address: str, nbytes: int) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from .. import _core, _log, api
 from ..exceptions import GetTimeoutError, NameExistsError, ObjectFreedError, ObjectLostError, PyraySerError
@@ -22,6 +22,7 @@ from ..store import foreign
 from . import figures, handshake, private_names
 from .copies import claim_of, copy_here, copy_name
 from .counts import Counts
+from .recent import Recent
 
 if TYPE_CHECKING:
     from .._core import ObjectRef
@@ -60,7 +61,7 @@ class Receiver:
         # Address of a worker -> identity of its store.
         self._stores: dict[str, str | None] = {}
         # The record of a foreign object in this process -> the named object that keeps its copy.
-        self._claims: WeakKeyDictionary[Any, ObjectRef[Any]] = WeakKeyDictionary()
+        self._claims: weakref.WeakKeyDictionary[Any, ObjectRef[Any]] = weakref.WeakKeyDictionary()
         # The identity of an object -> the worker that has a copy and should send it.
         self._sources: dict[bytes, str] = {}
 
@@ -123,6 +124,7 @@ class Receiver:
                 api.wait([copy])  # wait until the copy is complete or its receiver has failed
                 if copy.state == "sealed":
                     self._claims[_core.foreign_parts(ref)[1]] = claim
+                    self._used(ref, claim, copy)
                     return copy
                 del copy
             # The name ends when the last process has released the copy that failed.
@@ -131,6 +133,9 @@ class Receiver:
         raise ObjectLostError(
             ref=repr(ref), store=f"{ref.store_id:016x}", reason="each process that received it for this host has ended"
         )
+
+    def _used(self, ref: ObjectRef[Any], claim: ObjectRef[Any], copy: ObjectRef[Any]) -> None:
+        """Note that this process uses a copy; called in any thread."""
 
     def receive_from(self, address: str | None, ref: ObjectRef[Any]) -> None:
         """
@@ -249,6 +254,7 @@ class References(Receiver):
         super().__init__(sharing.worker)
         self.sharing = sharing
         self.counts = sharing.counts
+        self.recent = Recent(sharing.store, sharing.settings.keep)
 
     def begin(self) -> None:
         """Answer the requests of other hosts, and resolve references to objects of other hosts."""
@@ -261,9 +267,15 @@ class References(Receiver):
     def end(self) -> None:
         """Restore the worker."""
         self.stop_receiving()
+        self.recent.clear()
         private_names.report(self.node, handshake.FIELD, None)
         private_names.report(self.node, figures.FIELD, None)
         self.node.handlers.pop(OBJECT, None)
+
+    def _used(self, ref: ObjectRef[Any], claim: ObjectRef[Any], copy: ObjectRef[Any]) -> None:
+        assert self._loop is not None
+        record = weakref.ref(_core.foreign_parts(ref)[1])
+        self._loop.call_soon_threadsafe(self.recent.keep, ref.binary(), claim, copy.size or 0, record)
 
     async def serve(self, comm: Any, identity: bytes) -> Any:
         """

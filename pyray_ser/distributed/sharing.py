@@ -327,6 +327,7 @@ class Sharing:
         int
             Size of the spilled value. 0 if the store had freed pages, so that it was enough to return these to the kernel.
         """
+        self.references.recent.clear()
         if self._trim():
             return 0
         try:

@@ -40,6 +40,8 @@ def test_a_host_gets_a_value_once_for_all_its_workers():
             array[0] = 5
             return float(array.sum())
 
+        # Otherwise, Dask may delete all replicas but the one that a task has changed.
+        os.environ["DASK_DISTRIBUTED__SCHEDULER__ACTIVE_MEMORY_MANAGER__START"] = "False"
         with Hosts(2) as (left, right):
             scheduler = start_scheduler(left)
             for host in (left, right):
@@ -164,6 +166,9 @@ def test_references_are_read_on_other_hosts():
 
         from distributed import get_worker
 
+        from pyray_ser.distributed import locations
+
+        os.environ["DASK_PYRAY_SER__KEEP"] = "4s"
         # The scheduler runs on a third host, which has no store.
         with Hosts(3) as (left, right, third):
             scheduler = start_scheduler(third)
@@ -176,6 +181,9 @@ def test_references_are_read_on_other_hosts():
                 assert ref.state == "foreign"
                 assert client.submit(read, ref, workers=here[1:2]).result() == expected
                 before = right.received()
+                # Between these tasks, no process of the host holds the reference.
+                for one in there:
+                    assert client.submit(read, ref, workers=[one], pure=False).result() == expected
                 kept = [client.submit(keep, ref, workers=[one], pure=False) for one in there]
                 assert client.gather(kept) == [expected] * 3
                 for one in there:
@@ -191,6 +199,7 @@ def test_references_are_read_on_other_hosts():
                 assert "await" in client.submit(read_badly, other, workers=there[:1]).result()
                 assert client.submit(read, other, workers=there[1:2]).result() == float(np.arange(40_000.0).sum())
                 client.submit(free, other, workers=here[1:2]).result()
+                until(lambda: not locations(other))  # the other host keeps its copy a little longer
                 assert "was freed" in client.submit(read_freed, other, workers=there[2:]).result()
     """)
 
@@ -219,6 +228,7 @@ def test_objects_are_located_prefetched_and_broadcast():
             return locations(ref)
 
         # A tree of four hosts: the first one sends the object to two, and one of these to the last one.
+        os.environ["DASK_PYRAY_SER__KEEP"] = "0s"
         with Hosts(4) as hosts:
             scheduler = start_scheduler(hosts[0])
             for host in hosts:
@@ -269,6 +279,8 @@ def test_a_killed_receiver_of_a_reference_does_not_stop_the_others():
         def read_late(ref):
             time.sleep(0.3)
             return read(ref)
+
+        os.environ["DASK_PYRAY_SER__KEEP"] = "0s"
 
         def objects_left():
             pyray_ser.init().look()  # for processes that were killed

@@ -35,6 +35,10 @@ def missing() -> str:
     return f"no namespaces: {probe.stderr.strip()}" if probe.returncode else ""
 
 
+# Reno instead of the system's default, because `bbr` stalls for seconds if both ends of a link share one processor.
+_CONGESTION = "echo reno > /proc/sys/net/ipv4/tcp_congestion_control"
+
+
 def _do(*words: str) -> None:
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
@@ -55,7 +59,7 @@ class Host:
 
     def __init__(self, number: int) -> None:
         self.address = f"10.77.0.{number}"
-        script = f"mount -t tmpfs tmpfs /dev/shm && hostname host{number} && echo ready && exec sleep infinity"
+        script = f"mount -t tmpfs tmpfs /dev/shm && hostname host{number} && {_CONGESTION} && echo ready && exec sleep infinity"
         self._init = subprocess.Popen(["unshare", *_NEW, "sh", "-c", script], stdout=subprocess.PIPE, text=True)
         assert self._init.stdout is not None
         assert self._init.stdout.readline() == "ready\n"
@@ -115,6 +119,7 @@ class Hosts:
 
     def __init__(self, count: int) -> None:
         _do("mount", "-t", "tmpfs", "tmpfs", "/dev/shm")
+        _do("sh", "-c", _CONGESTION)
         _do("ip", "link", "set", "lo", "up")
         _do("ip", "link", "add", "name", "switch", "type", "bridge")
         _do("ip", "addr", "add", "10.77.0.254/24", "dev", "switch")
