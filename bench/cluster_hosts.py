@@ -2,7 +2,8 @@
 """Measure a Dask cluster on two simulated hosts, with and without shared values, in alternating rounds.
 
 `cluster.py` runs this program under `hosts.PREFIX`, that is in namespaces of its own, and reads the figures from stdout:
-one JSON object {"plain" | "sharing" | "alone": [{figure: number}, ...]}. Times are in seconds, sizes in bytes.
+one JSON object {"plain" | "sharing" | "alone": [{figure: number}, ...]}. Times are in seconds, sizes in bytes. While one
+cluster is measured, the processes of the other one are stopped, because even idle workers take a part of the processor.
 
     python cluster_hosts.py ROUNDS
 """
@@ -12,8 +13,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter, sleep
 
@@ -39,6 +42,7 @@ HERE = Path(__file__).resolve().parent
 SUPPORT = HERE.parent / "tests" / "support"
 READERS = 4
 MB = 1_000_000
+MARK = "CLUSTER_OF_BENCHMARK"
 LINK = ("tbf", "rate", "1gbit", "burst", "1mb", "latency", "100ms")
 
 
@@ -50,6 +54,9 @@ class Side:
 
         self.hosts = hosts
         self.sharing = name == "sharing"
+        # All processes of this cluster inherit the variable, so that they can be found.
+        self.mark = f"{MARK}={name}".encode()
+        os.environ[MARK] = name
         port = str(PORTS[name])
         scheduler = f"tcp://{hosts[0].address}:{port}"
         dask = (sys.executable, "-P", "-m", "distributed.cli.")
@@ -60,10 +67,30 @@ class Side:
                 "--no-dashboard", "--memory-limit", "4GB", "--host", host.address, "--local-directory", os.getcwd(),
                 *(("--preload", "pyray_ser.distributed") if self.sharing else ()),
             )  # fmt: skip
+        del os.environ[MARK]
         self.client = Client(scheduler, timeout=120)
         self.client.wait_for_workers(2 * READERS, timeout=120)
         known = sorted(self.client.run(os.getpid))
         self.near, self.far = ([one for one in known if f"//{host.address}:" in one] for host in hosts)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all processes of this cluster."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark in (folder / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(folder.name), number)
+            except (FileNotFoundError, ProcessLookupError):
+                pass  # the process has ended
+
+    @contextmanager
+    def running(self):
+        """Let this cluster run; otherwise it is stopped."""
+        self.signal(signal.SIGCONT)
+        sleep(1)  # for messages about the time in which it was stopped
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGSTOP)
 
     def made(self, nbytes: int):
         from distributed import wait
@@ -189,21 +216,27 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(SUPPORT), os.environ.get("PYTHONPATH", "")])
     figures: dict[str, list[dict[str, float]]] = {"plain": [], "sharing": [], "alone": []}
     with Hosts(2) as hosts:
-        sides = {name: Side(name, hosts) for name in ("plain", "sharing")}
+        sides = {}
+        for name in ("plain", "sharing"):
+            sides[name] = Side(name, hosts)
+            sides[name].signal(signal.SIGSTOP)
         for number in range(rounds + 1):
             for name, side in sides.items():
                 print(f"round {number} of {rounds}: {name}", file=sys.stderr, flush=True)
-                found = side.round(number)
+                with side.running():
+                    found = side.round(number)
                 if number:  # the first round imports modules and opens connections
                     figures[name].append(found)
-            alone = references(sides["sharing"])
+            with sides["sharing"].running():
+                alone = references(sides["sharing"])
             alone["1 GB over a bare socket"] = bare_socket(hosts, 1000 * MB)
             if number:
                 figures["alone"].append(alone)
-        sides["plain"].client.close()
-        sides["sharing"].client.close()
-        figures["alone"].append(calls(f"tcp://{hosts[0].address}:{PORTS['sharing']}"))
-    json.dump(figures, sys.stdout)
+        with sides["sharing"].running():
+            figures["alone"].append(calls(f"tcp://{hosts[0].address}:{PORTS['sharing']}"))
+        json.dump(figures, sys.stdout)
+        sys.stdout.flush()
+        os._exit(0)  # the kernel ends both clusters
 
 
 if __name__ == "__main__":

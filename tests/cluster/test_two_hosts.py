@@ -204,6 +204,40 @@ def test_references_are_read_on_other_hosts():
     """)
 
 
+def test_unused_copies_make_room_for_other_objects():
+    run_on_hosts("""
+        def store(n):
+            return pyray_ser.put(np.arange(n, dtype="f8"))
+
+        def read(ref):
+            return float(pyray_ser.get(ref).sum())
+
+        def fill(n):
+            get_worker().kept = pyray_ser.put(np.ones(n))
+
+        from distributed import get_worker
+
+        from pyray_ser.distributed import locations
+
+        os.environ["DASK_PYRAY_SER__CAPACITY"] = "160MB"
+        with Hosts(2) as (left, right):
+            scheduler = start_scheduler(left)
+            for host in (left, right):
+                start_workers(host, scheduler, 2, "--preload", "pyray_ser.distributed")
+            with Client(scheduler, timeout=60) as client:
+                here, there = workers_of(client, 4, left, right)
+                small, large = client.gather([client.submit(store, n, workers=here[:1]) for n in (1_000_000, 4_000_000)])
+                for ref, n in ((small, 1_000_000), (large, 4_000_000)):
+                    assert client.submit(read, ref, workers=there[:1]).result() == float(np.arange(float(n)).sum())
+                # A copy that takes more than an eighth of the store ends with its task.
+                until(lambda: set(locations(large)) == set(here))
+                assert set(locations(small)) == {*here, *there}
+                # Now more than three quarters of the store are in use.
+                client.submit(fill, 16_000_000, workers=there[1:]).result()
+                until(lambda: set(locations(small)) == set(here))
+    """)
+
+
 def test_objects_are_located_prefetched_and_broadcast():
     run_on_hosts("""
         from distributed import get_worker
