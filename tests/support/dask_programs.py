@@ -16,6 +16,8 @@ _HEAD = f"""
 import glob, os, sys, time
 sys.path.insert(0, {_SUPPORT!r})
 os.environ["PYTHONPATH"] = {_SUPPORT!r} + ":" + os.environ.get("PYTHONPATH", "")
+# Programs wait until the stores are empty.
+os.environ["DASK_PYRAY_SER__KEEP"] = "1s"
 
 import dask
 import numpy as np
