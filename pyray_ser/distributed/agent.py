@@ -115,6 +115,7 @@ class AgentPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
                 "hint: its log has the reason, and workers must be processes (LocalCluster(processes=True))"
             )
         self.agent = Agent(worker)
+        worker.plugins[sharing_plugin.NAME].sharing.complete = complete
 
     def teardown(self, worker: Any) -> None:
         """
@@ -127,6 +128,9 @@ class AgentPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         agent, self.agent = self.agent, None
         if agent is not None:
             agent.end()
+        plugin = worker.plugins.get(sharing_plugin.NAME)
+        if plugin is not None and plugin.sharing is not None:
+            plugin.sharing.complete = None
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """
@@ -420,6 +424,27 @@ def agent_of(worker: Any) -> Agent:
 async def run_task(head: bytes, *given: Results) -> Results:
     """Run a call; this is the Dask task of each call of a remote function."""
     return await agent_of(private_names.current_worker()).run(pickle.loads(head), given)
+
+
+async def complete(values: Iterable[Any]) -> None:
+    """
+    Copy the objects of results that have arrived from other hosts into the store of this host.
+
+    Dask believes that a value is where its replica is. Without this, a result would be lost with the host on which it
+    was made, even if Dask has moved it to another host before, as it does when it retires a worker.
+
+    Parameters
+    ----------
+    values : iterable
+        Values that Dask has fetched. The results among them keep the copies as long as they exist.
+    """
+    refs = [ref for value in values if type(value) is Results for ref in value.foreign()]
+    for found in await asyncio.gather(
+        *(asyncio.wrap_future(foreign.arrival(ref)) for ref in refs), return_exceptions=True
+    ):
+        if isinstance(found, Exception):
+            # The call that reads the object raises this error.
+            _log.debug("the object of a result has not arrived: %s", found)
 
 
 async def keep(key: str, stored: Stored) -> Results:

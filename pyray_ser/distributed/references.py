@@ -156,27 +156,38 @@ class Receiver:
             self._sources.pop(identity, None)
 
     async def _fetch(self, ref: ObjectRef[Any], name: str) -> ObjectRef[Any] | None:
-        """Receive an object and return the claim for it; None if no worker has the store."""
+        """Receive an object and return the claim for it; None if no host has the object."""
         tried: set[str] = set()
         for fresh in (False, True):
             known = await self._workers_of(f"{ref.store_id:016x}", fresh)
             source = self._sources.get(ref.binary())
             for address in known if source is None else [source, *known]:
-                if address in tried or len(tried) == _WORKERS:
-                    continue
-                tried.add(address)
-                try:
-                    with self.counts.attempt():
-                        claim = await self._receive(address, ref, name)
-                except NameExistsError:
-                    raise  # this error is an OSError, too, but must reach the caller
-                except OSError as error:
-                    # This worker is gone, but others of its host may have the object.
-                    _log.debug("cannot get an object from %s: %s", address, error)
-                    continue
-                if claim is not None:
-                    return claim
+                if address not in tried and len(tried) < _WORKERS:
+                    tried.add(address)
+                    claim = await self._try(address, ref, name)
+                    if claim is not None:
+                        return claim
+        # The host of the original is gone; another one may have a copy.
+        stores = {store: address for address, store in self._stores.items() if address not in tried}
+        for address in list(stores.values())[:_PROBES]:
+            claim = await self._try(address, ref, name)
+            if claim is not None:
+                return claim
         return None
+
+    async def _try(self, address: str, ref: ObjectRef[Any], name: str) -> ObjectRef[Any] | None:
+        """Receive an object from a worker and return the claim for it; None if the worker is gone or has no copy."""
+        try:
+            with self.counts.attempt():
+                return await self._receive(address, ref, name)
+        except NameExistsError:
+            raise  # this error is an OSError, too, but must reach the caller
+        except OSError as error:
+            # Others of its host may have the object. Dask tries to connect for seconds, so do not ask this one for the
+            # next object, unless the scheduler reports it again.
+            _log.debug("cannot get an object from %s: %s", address, error)
+            self._stores.pop(address, None)
+            return None
 
     async def _workers_of(self, token: str, fresh: bool) -> list[str]:
         if fresh or token not in self._stores.values():

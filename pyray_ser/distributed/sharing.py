@@ -18,7 +18,7 @@ from .pulls import Pulls
 from .references import References
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
     from .._core import Store
     from .settings import Settings
@@ -51,6 +51,8 @@ class Sharing:
         self._unshared: dict[Any, weakref.ref[Any]] = {}
         self._pending: dict[Any, asyncio.Future[Handle | None]] = {}
         self._logged: set[str] = set()
+        # What the agent of this worker does with values that arrive.
+        self.complete: Callable[[Iterable[Any]], Awaitable[None]] | None = None
         self._plain_get_data = worker.handlers["get_data"]
         self._plain_gather = worker.handlers["gather"]
         self._plain_gather_dep = worker.gather_dep
@@ -210,6 +212,19 @@ class Sharing:
 
     async def gather_dep(self, worker: str, to_gather: Collection[Any], total_nbytes: int, *, stimulus_id: str) -> Any:
         """Fetch values from a peer. This must not raise an error, because Dask's state machine would stop."""
+        event = await self._gather_dep(worker, to_gather, total_nbytes, stimulus_id)
+        await self._complete(getattr(event, "data", None))
+        return event
+
+    async def _complete(self, data: Mapping[Any, Any] | None) -> None:
+        """Get the objects to which results of `remote` refer, so that this host has them if Dask retires the other one."""
+        if self.complete is not None and data:
+            try:
+                await self.complete(data.values())
+            except Exception as error:
+                self.fault("getting the objects of a result", error)
+
+    async def _gather_dep(self, worker: str, to_gather: Collection[Any], total_nbytes: int, stimulus_id: str) -> Any:
         large: list[Any] = []
         try:
             large = await self.pulls.worth_pulling(worker, to_gather)
@@ -249,7 +264,10 @@ class Sharing:
         except Exception as error:
             self.fault("copying values to several workers", error)
         # Dask fetches only the values that are still missing.
-        return await self._plain_gather(who_has)
+        answer = await self._plain_gather(who_has)
+        data = self.worker.data
+        await self._complete({key: data[key] for key in who_has if key in data})
+        return answer
 
     async def _replicate(self, who_has: dict[Any, list[str]]) -> None:
         """Fetch values from the store of this host or, if they are large, into it."""

@@ -340,6 +340,38 @@ def test_results_stay_on_their_host_until_they_are_asked_for(shares):
     )
 
 
+def test_results_outlive_a_host_that_dask_retires():
+    run_on_hosts("""
+        with Hosts(2) as (left, right):
+            scheduler = start_scheduler(left)
+            start_workers(left, scheduler, 1)
+            start_workers(right, scheduler, 2, "--resources", "right=1")
+            with Client(scheduler, timeout=60) as client:
+                here, there = workers_of(client, 3, left, right)
+                pyray_ser.init(address=scheduler)
+
+                @pyray_ser.remote(resources={"right": 1}, max_retries=0)
+                def once(n, path):
+                    assert not os.path.exists(path), "the call runs again"
+                    open(path, "w").close()
+                    return np.arange(float(n))
+
+                refs = [once.remote(1_000_000 + i, os.path.abspath(f"once{i}")) for i in range(4)]
+                assert len(pyray_ser.wait(refs, num_returns=4, timeout=60)[0]) == 4
+                assert client.run(stats, workers=here)[here[0]]["objects"] == 0
+                client.retire_workers(there, close_workers=True)
+                until(lambda: not right.stores())
+                assert client.run(stats, workers=here)[here[0]]["objects"] >= 4
+                assert pyray_ser.get(summed.remote(refs[0])) == sum_of(1_000_000)
+                assert [float(one.sum()) for one in pyray_ser.get(refs)] == [sum_of(1_000_000 + i) for i in range(4)]
+                pyray_ser.shutdown()
+                del refs
+                everything_freed(client)
+                client.shutdown()
+            until(lambda: not left.stores())
+    """)
+
+
 def test_results_are_computed_again_after_a_worker_was_killed():
     run_tasks(
         """
