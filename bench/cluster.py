@@ -109,7 +109,8 @@ def cluster(quick: bool) -> list[Claim]:
 
 def _claims(row: str, plain_rounds: list[dict[str, float]], our_rounds: list[dict[str, float]]) -> list[Claim]:
     claims = []
-    for what in plain_rounds[-1]:
+    # Only the first rounds have the row of the slow link.
+    for what in dict.fromkeys(what for found in plain_rounds for what in found):
         unit, scale = ("MB", 1e-6) if what.endswith(("memory", "received")) else ("ms", 1e3)
         plain, ours = ([found[what] for found in rounds if what in found] for rounds in (plain_rounds, our_rounds))
         ratio = median_ratio(plain, ours) if min(*plain, *ours) > 0 else None

@@ -32,10 +32,11 @@ from . import forwarding, private_names, settings
 from . import plugin as sharing_plugin
 from .relays import Relays
 from .results import Results, Stored, part_of
+from .sharing import take_results
 from .stream_host import HostedStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ..tasks.call import Call
     from ..tasks.refs import Outcome
@@ -115,7 +116,7 @@ class AgentPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
                 "hint: its log has the reason, and workers must be processes (LocalCluster(processes=True))"
             )
         self.agent = Agent(worker)
-        worker.plugins[sharing_plugin.NAME].sharing.complete = complete
+        take_results[worker] = self.agent.take
 
     def teardown(self, worker: Any) -> None:
         """
@@ -128,9 +129,7 @@ class AgentPlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         agent, self.agent = self.agent, None
         if agent is not None:
             agent.end()
-        plugin = worker.plugins.get(sharing_plugin.NAME)
-        if plugin is not None and plugin.sharing is not None:
-            plugin.sharing.complete = None
+        take_results.pop(worker, None)
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """
@@ -341,6 +340,30 @@ class Agent:
             self._held[key] = objects
         return Results([part_of(one) for one in outcomes])
 
+    async def take(self, values: Mapping[Any, Any]) -> None:
+        """
+        Hold the objects of results that have arrived, and copy those of other hosts into the store of this host.
+
+        Dask believes that a value is where its replica is. Without this, a result would be lost with the worker that made
+        it, even if Dask has moved it to another one before, as it does when it retires a worker.
+
+        Parameters
+        ----------
+        values : mapping
+            The key of each value that Dask has fetched -> the value.
+        """
+        found = {key: value.objects() for key, value in values.items() if type(value) is Results}
+        missing = [ref for refs in found.values() for ref in refs if _core.is_foreign(ref)]
+        arrivals = [asyncio.wrap_future(foreign.arrival(ref)) for ref in missing]
+        for arrived in await asyncio.gather(*arrivals, return_exceptions=True):
+            if isinstance(arrived, Exception):
+                # The call that reads the object raises this error.
+                _log.debug("the object of a result has not arrived: %s", arrived)
+        for key, refs in found.items():
+            # Dask can have released the key meanwhile. The value itself does not hold the objects, as Dask may spill it.
+            if refs and private_names.is_needed(self.worker, key):
+                self._held[key] = refs
+
     def holds(self, key: Any) -> bool:
         """Return whether this agent holds objects for a key."""
         return key in self._held
@@ -424,27 +447,6 @@ def agent_of(worker: Any) -> Agent:
 async def run_task(head: bytes, *given: Results) -> Results:
     """Run a call; this is the Dask task of each call of a remote function."""
     return await agent_of(private_names.current_worker()).run(pickle.loads(head), given)
-
-
-async def complete(values: Iterable[Any]) -> None:
-    """
-    Copy the objects of results that have arrived from other hosts into the store of this host.
-
-    Dask believes that a value is where its replica is. Without this, a result would be lost with the host on which it
-    was made, even if Dask has moved it to another host before, as it does when it retires a worker.
-
-    Parameters
-    ----------
-    values : iterable
-        Values that Dask has fetched. The results among them keep the copies as long as they exist.
-    """
-    refs = [ref for value in values if type(value) is Results for ref in value.foreign()]
-    for found in await asyncio.gather(
-        *(asyncio.wrap_future(foreign.arrival(ref)) for ref in refs), return_exceptions=True
-    ):
-        if isinstance(found, Exception):
-            # The call that reads the object raises this error.
-            _log.debug("the object of a result has not arrived: %s", found)
 
 
 async def keep(key: str, stored: Stored) -> Results:

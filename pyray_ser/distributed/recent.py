@@ -24,6 +24,8 @@ __all__ = ["Recent"]
 _LOOK = 1.0
 # The copies that one worker keeps may take one part in _SHARE of the store.
 _SHARE = 8
+# How many copies one worker keeps; a store has room for 65,536 names.
+_MOST = 1000
 
 
 class _Entry(NamedTuple):
@@ -71,7 +73,10 @@ class Recent:
             return
         self._entries.pop(identity, None)
         self._entries[identity] = _Entry(claim, nbytes, record, time.monotonic())
-        while sum(entry.nbytes for entry in self._entries.values()) * _SHARE > self._store.capacity:
+        nbytes = sum(entry.nbytes for entry in self._entries.values())
+        while len(self._entries) > _MOST or nbytes * _SHARE > self._store.capacity:
+            _, oldest = self._entries.popitem(last=False)
+            nbytes -= oldest.nbytes
             self._entries.popitem(last=False)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)

@@ -42,6 +42,10 @@ _NOT_READY = 0.05
 # How many workers to ask for their store if the scheduler does not know it yet.
 _PROBES = 64
 
+# The record of a foreign object in this process -> the named object that keeps its copy. It stays when a worker gets new
+# hooks, because references stay, too.
+_claims: weakref.WeakKeyDictionary[Any, ObjectRef[Any]] = weakref.WeakKeyDictionary()
+
 
 class Receiver:
     """
@@ -60,8 +64,6 @@ class Receiver:
         self._previous: Any = None
         # Address of a worker -> identity of its store.
         self._stores: dict[str, str | None] = {}
-        # The record of a foreign object in this process -> the named object that keeps its copy.
-        self._claims: weakref.WeakKeyDictionary[Any, ObjectRef[Any]] = weakref.WeakKeyDictionary()
         # The identity of an object -> the worker that has a copy and should send it.
         self._sources: dict[bytes, str] = {}
 
@@ -74,7 +76,6 @@ class Receiver:
     def stop_receiving(self) -> None:
         """Restore the previous resolver."""
         foreign.set_resolver(self._previous)
-        self._claims.clear()
 
     def resolve(self, ref: ObjectRef[Any]) -> ObjectRef[Any] | None:
         """
@@ -123,7 +124,7 @@ class Receiver:
                 copy: ObjectRef[Any] = api.get(claim)[0]
                 api.wait([copy])  # wait until the copy is complete or its receiver has failed
                 if copy.state == "sealed":
-                    self._claims[_core.foreign_parts(ref)[1]] = claim
+                    _claims[_core.foreign_parts(ref)[1]] = claim
                     self._used(ref, claim, copy)
                     return copy
                 del copy
@@ -156,32 +157,52 @@ class Receiver:
             self._sources.pop(identity, None)
 
     async def _fetch(self, ref: ObjectRef[Any], name: str) -> ObjectRef[Any] | None:
-        """Receive an object and return the claim for it; None if no host has the object."""
+        """
+        Receive an object and return the claim for it.
+
+        Returns
+        -------
+        ObjectRef or None
+            None if no host is known to have the object.
+
+        Raises
+        ------
+        ObjectFreedError, ObjectLostError
+            As `resolve`.
+        """
         tried: set[str] = set()
+        lost: list[ObjectLostError] = []
         for fresh in (False, True):
             known = await self._workers_of(f"{ref.store_id:016x}", fresh)
             source = self._sources.get(ref.binary())
             for address in known if source is None else [source, *known]:
                 if address not in tried and len(tried) < _WORKERS:
                     tried.add(address)
-                    claim = await self._try(address, ref, name)
+                    claim = await self._try(address, ref, name, lost)
                     if claim is not None:
                         return claim
-        # The host of the original is gone; another one may have a copy.
+        # The original is lost or its host is gone; another host may have a copy.
         stores = {store: address for address, store in self._stores.items() if address not in tried}
         for address in list(stores.values())[:_PROBES]:
-            claim = await self._try(address, ref, name)
+            claim = await self._try(address, ref, name, lost)
             if claim is not None:
                 return claim
+        if lost:
+            raise lost[0]
         return None
 
-    async def _try(self, address: str, ref: ObjectRef[Any], name: str) -> ObjectRef[Any] | None:
+    async def _try(
+        self, address: str, ref: ObjectRef[Any], name: str, lost: list[ObjectLostError]
+    ) -> ObjectRef[Any] | None:
         """Receive an object from a worker and return the claim for it; None if the worker is gone or has no copy."""
         try:
             with self.counts.attempt():
                 return await self._receive(address, ref, name)
-        except NameExistsError:
-            raise  # this error is an OSError, too, but must reach the caller
+        except (NameExistsError, ObjectFreedError):
+            raise  # these are an OSError and an ObjectLostError, too, but must reach the caller
+        except ObjectLostError as error:
+            lost.append(error)
+            return None
         except OSError as error:
             # Others of its host may have the object. Dask tries to connect for seconds, so do not ask this one for the
             # next object, unless the scheduler reports it again.

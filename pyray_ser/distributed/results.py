@@ -74,9 +74,9 @@ class Results:
         """Return one of the outcomes."""
         return self._outcomes[index]
 
-    def foreign(self) -> list[ObjectRef[Any]]:
-        """Return the references to objects that are not in the store of this process."""
-        return [one for one in self._outcomes if type(one) is ObjectRef and _core.is_foreign(one)]
+    def objects(self) -> list[ObjectRef[Any]]:
+        """Return the references among the outcomes."""
+        return [one for one in self._outcomes if type(one) is ObjectRef]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Results, (self.parts,)

@@ -18,12 +18,17 @@ from .pulls import Pulls
 from .references import References
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from .._core import Store
     from .settings import Settings
 
-__all__ = ["Sharing"]
+__all__ = ["Sharing", "take_results"]
+
+# A worker -> what its agent does with values that arrive. The hooks of a worker are made again if `enable` is called again.
+take_results: weakref.WeakKeyDictionary[Any, Callable[[Mapping[Any, Any]], Awaitable[None]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class Sharing:
@@ -51,8 +56,6 @@ class Sharing:
         self._unshared: dict[Any, weakref.ref[Any]] = {}
         self._pending: dict[Any, asyncio.Future[Handle | None]] = {}
         self._logged: set[str] = set()
-        # What the agent of this worker does with values that arrive.
-        self.complete: Callable[[Iterable[Any]], Awaitable[None]] | None = None
         self._plain_get_data = worker.handlers["get_data"]
         self._plain_gather = worker.handlers["gather"]
         self._plain_gather_dep = worker.gather_dep
@@ -213,14 +216,15 @@ class Sharing:
     async def gather_dep(self, worker: str, to_gather: Collection[Any], total_nbytes: int, *, stimulus_id: str) -> Any:
         """Fetch values from a peer. This must not raise an error, because Dask's state machine would stop."""
         event = await self._gather_dep(worker, to_gather, total_nbytes, stimulus_id)
-        await self._complete(getattr(event, "data", None))
+        await self._take(getattr(event, "data", None))
         return event
 
-    async def _complete(self, data: Mapping[Any, Any] | None) -> None:
+    async def _take(self, data: Mapping[Any, Any] | None) -> None:
         """Get the objects to which results of `remote` refer, so that this host has them if Dask retires the other one."""
-        if self.complete is not None and data:
+        take = take_results.get(self.worker)
+        if take is not None and data:
             try:
-                await self.complete(data.values())
+                await take(data)
             except Exception as error:
                 self.fault("getting the objects of a result", error)
 
@@ -266,7 +270,7 @@ class Sharing:
         # Dask fetches only the values that are still missing.
         answer = await self._plain_gather(who_has)
         data = self.worker.data
-        await self._complete({key: data[key] for key in who_has if key in data})
+        await self._take({key: data[key] for key in who_has if key in data})
         return answer
 
     async def _replicate(self, who_has: dict[Any, list[str]]) -> None:

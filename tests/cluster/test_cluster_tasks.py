@@ -340,12 +340,18 @@ def test_results_stay_on_their_host_until_they_are_asked_for(shares):
     )
 
 
-def test_results_outlive_a_host_that_dask_retires():
-    run_on_hosts("""
+@pytest.mark.parametrize("leaving", ["host", "worker"])
+def test_results_outlive_what_dask_retires(leaving):
+    run_on_hosts(
+        f"""
+        leaving = {leaving!r}
+        """
+        """
         with Hosts(2) as (left, right):
             scheduler = start_scheduler(left)
             start_workers(left, scheduler, 1)
-            start_workers(right, scheduler, 2, "--resources", "right=1")
+            start_workers(right, scheduler, 1)
+            start_workers(right, scheduler, 1, "--resources", "right=1")
             with Client(scheduler, timeout=60) as client:
                 here, there = workers_of(client, 3, left, right)
                 pyray_ser.init(address=scheduler)
@@ -356,12 +362,22 @@ def test_results_outlive_a_host_that_dask_retires():
                     open(path, "w").close()
                     return np.arange(float(n))
 
+                def spill(dask_worker):
+                    while dask_worker.data.fast:
+                        dask_worker.data.evict()
+
                 refs = [once.remote(1_000_000 + i, os.path.abspath(f"once{i}")) for i in range(4)]
                 assert len(pyray_ser.wait(refs, num_returns=4, timeout=60)[0]) == 4
                 assert client.run(stats, workers=here)[here[0]]["objects"] == 0
-                client.retire_workers(there, close_workers=True)
-                until(lambda: not right.stores())
-                assert client.run(stats, workers=here)[here[0]]["objects"] >= 4
+                [source] = [one for one, info in client.scheduler_info(-1)["workers"].items() if info["resources"]]
+                assert {source} == {one for places in client.who_has().values() for one in places}
+                client.retire_workers(there if leaving == "host" else [source], close_workers=True)
+                if leaving == "host":
+                    until(lambda: not right.stores())
+                    assert client.run(stats, workers=here)[here[0]]["objects"] >= 4
+                # The values of Dask name the objects but do not hold them.
+                client.run(spill)
+                pyray_ser.distributed.enable(client)
                 assert pyray_ser.get(summed.remote(refs[0])) == sum_of(1_000_000)
                 assert [float(one.sum()) for one in pyray_ser.get(refs)] == [sum_of(1_000_000 + i) for i in range(4)]
                 pyray_ser.shutdown()
@@ -369,7 +385,8 @@ def test_results_outlive_a_host_that_dask_retires():
                 everything_freed(client)
                 client.shutdown()
             until(lambda: not left.stores())
-    """)
+        """
+    )
 
 
 def test_results_are_computed_again_after_a_worker_was_killed():
