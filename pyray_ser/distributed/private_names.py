@@ -443,7 +443,7 @@ def is_ending(worker: Any) -> bool:
 
 
 def is_needed(worker: Any, key: str) -> bool:
-    """Return whether the scheduler still wants the result of a task that a worker executes."""
+    """Return whether the scheduler still wants the result of a task that a worker executes or fetches."""
     task = worker.state.tasks.get(key)
     return task is not None and task.state != "cancelled"
 

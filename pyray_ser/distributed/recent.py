@@ -77,7 +77,6 @@ class Recent:
         while len(self._entries) > _MOST or nbytes * _SHARE > self._store.capacity:
             _, oldest = self._entries.popitem(last=False)
             nbytes -= oldest.nbytes
-            self._entries.popitem(last=False)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
 

@@ -340,7 +340,7 @@ def test_results_stay_on_their_host_until_they_are_asked_for(shares):
     )
 
 
-@pytest.mark.parametrize("leaving", ["host", "worker"])
+@pytest.mark.parametrize("leaving", ["host", "worker", "worker of the only host"])
 def test_results_outlive_what_dask_retires(leaving):
     run_on_hosts(
         f"""
@@ -349,11 +349,13 @@ def test_results_outlive_what_dask_retires(leaving):
         """
         with Hosts(2) as (left, right):
             scheduler = start_scheduler(left)
-            start_workers(left, scheduler, 1)
+            alone = leaving == "worker of the only host"
+            if not alone:
+                start_workers(left, scheduler, 1)
             start_workers(right, scheduler, 1)
             start_workers(right, scheduler, 1, "--resources", "right=1")
             with Client(scheduler, timeout=60) as client:
-                here, there = workers_of(client, 3, left, right)
+                here, there = workers_of(client, 2 if alone else 3, left, right)
                 pyray_ser.init(address=scheduler)
 
                 @pyray_ser.remote(resources={"right": 1}, max_retries=0)
@@ -368,7 +370,8 @@ def test_results_outlive_what_dask_retires(leaving):
 
                 refs = [once.remote(1_000_000 + i, os.path.abspath(f"once{i}")) for i in range(4)]
                 assert len(pyray_ser.wait(refs, num_returns=4, timeout=60)[0]) == 4
-                assert client.run(stats, workers=here)[here[0]]["objects"] == 0
+                for one in here:
+                    assert client.run(stats, workers=here)[one]["objects"] == 0
                 [source] = [one for one, info in client.scheduler_info(-1)["workers"].items() if info["resources"]]
                 assert {source} == {one for places in client.who_has().values() for one in places}
                 client.retire_workers(there if leaving == "host" else [source], close_workers=True)
