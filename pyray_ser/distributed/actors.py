@@ -34,6 +34,8 @@ __all__ = ["ClusterActor", "known_actors"]
 
 # Seconds between two checks whether the worker of an actor lives, if other processes have handles.
 _CHECK = 0.25
+# Seconds between two checks whether the worker of an actor lives, if a call waits for its answer.
+_CHECK_CALL = 1.0
 # Seconds that the scheduler may take to report the loss of a worker.
 _NOTICE = 10.0
 
@@ -318,8 +320,7 @@ class ClusterActor:
         client = self.cluster.client
         sent.address = address
         try:
-            answer = await client.run(actor_host.call, head, workers=[address])
-            results: Results = answer[address]
+            results = await self._answer(head, address)
             if isinstance(sent, SentStream) and not results.parts:
                 await sent.read()
                 return
@@ -339,6 +340,20 @@ class ClusterActor:
             self.cluster.arrived(sent, error)
         else:
             self.cluster.arrived(sent, results)
+
+    async def _answer(self, head: bytes, address: str) -> Results:
+        """Return the answer of the actor. The connection does not show the loss of a worker that is stopped."""
+        future = self._future
+        request = asyncio.ensure_future(self.cluster.direct.run(address, actor_host.call, head))
+        try:
+            while not request.done():
+                await asyncio.wait([request], timeout=_CHECK_CALL)
+                if not request.done() and future.status != "finished":
+                    raise ConnectionResetError("the scheduler has lost the worker")
+            results: Results = request.result()
+            return results
+        finally:
+            request.cancel()
 
     async def _restart(self) -> None:
         """Make the actor again on another worker, if its worker has ended and restarts are left."""

@@ -30,6 +30,7 @@ from ..tasks.pool import Pool
 from ..tasks.refs import TaskRef
 from . import forwarding, private_names, settings
 from . import plugin as sharing_plugin
+from .direct import Desk
 from .relays import Relays
 from .results import Results, Stored, part_of
 from .sharing import take_results
@@ -170,6 +171,7 @@ class Agent:
         # Actors and the pool of this process use these settings.
         threads, method = private_names.thread_count(worker), settings.read().start_method
         self.relays = Relays(self)
+        self.desk = Desk(worker)
         set_up = forwarding.setup_of(worker, self.relays.address)
         task_settings.inherit({"num_workers": threads, "start_method": method, "set_up": set_up})
         worker.handlers[forwarding.COPY] = forwarding.serve
@@ -427,6 +429,7 @@ class Agent:
             self._rest.cancel()
         self.worker.handlers.pop(forwarding.COPY, None)
         self.relays.end()
+        self.desk.end()
         self._held.clear()
 
 

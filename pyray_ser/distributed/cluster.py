@@ -35,6 +35,7 @@ from ..tasks.call import after, encode
 from ..tasks.refs import TaskRef
 from . import agent, copies, memory, private_names, settings
 from .actors import ClusterActor, known_actors
+from .direct import Direct
 from .references import Receiver
 from .results import Results, Stored, part_of
 from .sent import Place, Sent, settle
@@ -73,6 +74,7 @@ class Cluster:
         self._owned = owned
         self.loop = private_names.loop_of(client)
         self._receiver = Receiver(client)
+        self.direct = Direct(client)
         self._actors: WeakSet[ClusterActor] = WeakSet()
         self.pending: dict[str, Sent] = {}
         self.places: WeakKeyDictionary[TaskRef, Place] = WeakKeyDictionary()
@@ -493,6 +495,8 @@ class Cluster:
             self.client.unsubscribe_topic(self._topic)
         else:
             self._receiver.stop_receiving()
+            if not self.loop.is_closed():
+                self.loop.call_soon_threadsafe(self.direct.close)
         sent, self.pending = list(self.pending.values()), {}
         actors = [actor.key for actor in list(self._actors)]
         if is_connected:
@@ -520,6 +524,7 @@ class Cluster:
 
     async def _stop_receiving(self) -> None:
         self._receiver.stop_receiving()
+        self.direct.close()
 
 
 def _announced(cluster: weakref.ref[Cluster], event: tuple[float, dict[str, str]]) -> None:

@@ -186,7 +186,7 @@ def set_comm_classes(classes: Mapping[str, type]) -> None:
         getattr(tcp, name).comm_class = comm_class
 
 
-async def connect(address: str, security: Any) -> Any:
+async def connect(address: str, security: Any, role: str = "worker") -> Any:
     """
     Open a connection to a worker that is not one of the pool.
 
@@ -194,6 +194,8 @@ async def connect(address: str, security: Any) -> Any:
     ----------
     address : str
     security : distributed.Security
+    role : str
+        Of this process: "worker" or "client".
 
     Returns
     -------
@@ -201,7 +203,7 @@ async def connect(address: str, security: Any) -> Any:
     """
     from distributed.core import connect as open_connection
 
-    return await open_connection(address, **security.get_connection_args("worker"))
+    return await open_connection(address, **security.get_connection_args(role))
 
 
 def peer_info(comm: Any) -> dict[str, Any]:

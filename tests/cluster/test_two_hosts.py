@@ -1,5 +1,6 @@
 """Test values that Dask workers send from one host to another."""
 
+import shutil
 from importlib.util import find_spec
 
 import hosts
@@ -472,4 +473,58 @@ def test_shared_memory_counts_once_in_the_limits_of_workers():
                 # Private memory counts as before.
                 task = client.submit(fill_and_wait, 40_000_000, workers=readers[:1])
                 until(lambda: pids[readers[0]] not in client.run(os.getpid, on_error="ignore").values())
+    """)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_tls_between_hosts():
+    run_on_hosts("""
+        import subprocess
+        import pyray_ser
+        from distributed.security import Security
+
+        class Keeper:
+            def total(self, value):
+                return total(value)
+
+        names = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:10.77.0.1,IP:10.77.0.2"]
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", "key.pem",
+                        "-out", "cert.pem", *names], check=True, stderr=subprocess.DEVNULL)
+        folder = os.getcwd()
+        files = {f"tls_{role}_{kind}": f"{folder}/{kind}.pem" for role in ("scheduler", "worker", "client") for kind in ("key", "cert")}
+        security = Security(tls_ca_file=f"{folder}/cert.pem", require_encryption=True, **files)
+        words = ("--protocol", "tls", "--tls-ca-file", f"{folder}/cert.pem", "--tls-cert", f"{folder}/cert.pem",
+                 "--tls-key", f"{folder}/key.pem")
+        with Hosts(2) as (left, right):
+            scheduler = start_scheduler(left, *words).replace("tcp:", "tls:")
+            for host in (left, right):
+                start_workers(host, scheduler, 2, "--preload", "pyray_ser.distributed", *words)
+            with Client(scheduler, timeout=60, security=security) as client:
+                here, there = workers_of(client, 4, left, right)
+                assert all(one.startswith("tls://") for one in here + there)
+                # A dependency, and then a reference, come once to the other host.
+                value = client.submit(make, 4_000_000, workers=here[:1])
+                before = right.received()
+                sums = [client.submit(total, value, workers=[one], pure=False) for one in there]
+                assert client.gather(sums) == [float(np.arange(4_000_000.0).sum())] * 2
+                came = right.received() - before
+                assert 32_000_000 < came < 45_000_000, came
+                stored = client.submit(lambda: pyray_ser.put(make(4_000_000, 1)), workers=here[:1]).result()
+                before = right.received()
+                sums = [client.submit(lambda ref: total(pyray_ser.get(ref)), stored, workers=[one], pure=False) for one in there]
+                assert client.gather(sums) == [float(np.arange(1.0, 4_000_001.0).sum())] * 2
+                came = right.received() - before
+                assert 32_000_000 < came < 45_000_000, came
+                # Tasks and actors; their results are read on the other host and in this program.
+                pyray_ser.init(address=client)
+                made = pyray_ser.remote(make).remote(100_000)
+                keepers = [pyray_ser.remote(Keeper).remote() for _ in range(4)]
+                expected = float(np.arange(100_000.0).sum())
+                assert pyray_ser.get([one.total.remote(made) for one in keepers] * 3) == [expected] * 12
+                assert total(pyray_ser.get(made)) == expected
+                lines = pyray_ser.tasks.engine.current().direct._lines.values()
+                until(lambda: any(line.done() and line.result() is not None for line in lines))
+                assert pyray_ser.get([one.total.remote(made) for one in keepers]) == [expected] * 4
+                pyray_ser.shutdown()
+                client.shutdown()
     """)
