@@ -29,8 +29,9 @@ def part_of(outcome: Outcome) -> Part:
     if type(outcome) is bytes:
         return "value", outcome, len(outcome)
     if type(outcome) is ObjectRef:
-        # Without a token; the name of this host is for errors.
-        return "object", outcome.travel(0, node_name())[0], outcome.size or 0
+        # Without a token; the name of this host is for errors. The size of an object on another host is not known here.
+        size = 0 if _core.is_foreign(outcome) else outcome.size or 0
+        return "object", outcome.travel(0, node_name())[0], size
     if type(outcome) is Failure:
         return "failure", pack(tuple(outcome)), 0
     return "error", pack(outcome), 0

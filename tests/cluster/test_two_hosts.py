@@ -476,6 +476,44 @@ def test_shared_memory_counts_once_in_the_limits_of_workers():
     """)
 
 
+def test_arguments_that_are_on_other_hosts_than_the_program():
+    run_on_hosts("""
+        import pyray_ser
+
+        class Keeper:
+            def __init__(self, value=None):
+                self.value = value
+
+            def total(self, value):
+                return total(value)
+
+            def own(self):
+                return total(self.value)
+
+        with Hosts(2) as (left, right):
+            scheduler = start_scheduler(left)
+            for host in (left, right):
+                start_workers(host, scheduler, 1)
+            with Client(scheduler, timeout=60) as client:
+                (here,), (there,) = workers_of(client, 2, left, right)
+                pyray_ser.init(address=client)
+                expected = float(np.arange(100_000.0).sum())
+                # A result of a task, of an actor, and of an object that a task of Dask has made.
+                keepers = [pyray_ser.remote(Keeper).remote() for _ in range(2)]
+                refs = [pyray_ser.remote(make).remote(100_000)]
+                refs += [client.submit(lambda: pyray_ser.put(make(100_000)), workers=[one]).result() for one in (here, there)]
+                pyray_ser.get(pyray_ser.remote(total).remote(refs[0]))
+                for ref in refs:
+                    assert pyray_ser.get([one.total.remote(ref) for one in keepers] * 2) == [expected] * 4
+                    assert pyray_ser.get([pyray_ser.remote(total).remote(ref) for _ in range(4)]) == [expected] * 4
+                    made = [pyray_ser.remote(Keeper).remote(ref) for _ in range(2)]
+                    assert pyray_ser.get([one.own.remote() for one in made]) == [expected] * 2
+                    assert total(pyray_ser.get(ref)) == expected
+                pyray_ser.shutdown()
+                client.shutdown()
+    """)
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 def test_tls_between_hosts():
     run_on_hosts("""
