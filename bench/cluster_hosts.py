@@ -4,6 +4,7 @@
 `cluster.py` runs this program under `hosts.PREFIX`, that is in namespaces of its own, and reads the figures from stdout:
 one JSON object {"plain" | "sharing" | "alone": [{figure: number}, ...]}. Times are in seconds, sizes in bytes. While one
 cluster is measured, the processes of the other one are stopped, because even idle workers take a part of the processor.
+The two take turns in being first. Sockets are measured after both clusters have ended.
 
     python cluster_hosts.py ROUNDS
 """
@@ -37,10 +38,12 @@ from cluster_tasks import (
     timed_get,
 )
 from hosts import Hosts
+from measuring.timing import median
 
 HERE = Path(__file__).resolve().parent
 SUPPORT = HERE.parent / "tests" / "support"
 READERS = 4
+REPEATS = 3
 MB = 1_000_000
 MARK = "CLUSTER_OF_BENCHMARK"
 LINK = ("tbf", "rate", "1gbit", "burst", "1mb", "latency", "100ms")
@@ -113,7 +116,9 @@ class Side:
         sleep(1)  # Dask releases the values of the previous round after a while
         value = self.made(200 * MB)
         before, received = self.memory(workers), self.hosts[1].received()
-        found[f"200 MB to 4 workers of the {where} host, time"] = self.timed(look, value, workers)
+        found[f"200 MB to 4 workers of the {where} host, time of the first after a pause"] = self.timed(
+            look, value, workers
+        )
         # Now they read all of it, so that each page is in memory; the time for this is the same on both sides.
         self.timed(read_all, value, workers)
         if where == "other":
@@ -121,6 +126,13 @@ class Side:
         # The writer's own copy is counted, too, if it is in the memory of this host.
         own = 200 * MB if where == "same" else 0
         found[f"200 MB to 4 workers of the {where} host, memory"] = self.memory(workers) - before + own
+        times = []
+        for _ in range(REPEATS):
+            del value
+            sleep(0.5)
+            value = self.made(200 * MB)
+            times.append(self.timed(look, value, workers))
+        found[f"200 MB to 4 workers of the {where} host, time"] = median(times)
 
     def over_link(self, found: dict[str, float]) -> None:
         value = self.made(200 * MB)
@@ -139,9 +151,7 @@ class Side:
             ("(a + a.T).std()", (array + array.T).std()),
             ("q.dot(q)", array[:2000, :2000].rechunk((500, 500)).dot(array[:2000, :2000].rechunk((500, 500))).sum()),
         ):
-            began = perf_counter()
-            self.client.compute(result).result()
-            found[what] = perf_counter() - began
+            found[what] = self.computed(result)
 
     def frames(self, found: dict[str, float]) -> None:
         import dask.dataframe
@@ -151,9 +161,15 @@ class Side:
         table = pandas.DataFrame({"key": numpy.arange(rows) % 997, "x": numpy.arange(rows, dtype="f8"), "y": 1.0})
         frame = dask.dataframe.from_pandas(table, npartitions=8)
         for what, result in (("groupby", frame.groupby("key").x.mean()), ("shuffle", frame.shuffle("key").y.sum())):
+            found[what] = self.computed(result)
+
+    def computed(self, result) -> float:
+        times = []
+        for _ in range(REPEATS):
             began = perf_counter()
             self.client.compute(result).result()
-            found[what] = perf_counter() - began
+            times.append(perf_counter() - began)
+        return median(times)
 
     def round(self, number: int) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -192,12 +208,12 @@ def references(side: Side) -> dict[str, float]:
     return found
 
 
-def bare_socket(hosts: list, nbytes: int) -> float:
-    """Return the seconds in which a socket carries bytes from one host into memory that is in use on the other one."""
+def bare_socket(hosts: list, nbytes: int, memory: str) -> float:
+    """Return the seconds in which a socket carries bytes from one host into "new" or "used" memory of the other one."""
     server = hosts[0].start(
         sys.executable, "-P", str(HERE / "cluster_tasks.py"), "serve", hosts[0].address, str(nbytes)
     )
-    command = (sys.executable, "-P", str(HERE / "cluster_tasks.py"), "receive", hosts[0].address, str(nbytes))
+    command = (sys.executable, "-P", str(HERE / "cluster_tasks.py"), "receive", hosts[0].address, str(nbytes), memory)
     taken = float(hosts[1].run(*command))
     server.wait()
     return taken
@@ -221,7 +237,8 @@ def main() -> None:
             sides[name] = Side(name, hosts)
             sides[name].signal(signal.SIGSTOP)
         for number in range(rounds + 1):
-            for name, side in sides.items():
+            for name in ("plain", "sharing") if number % 2 else ("sharing", "plain"):
+                side = sides[name]
                 print(f"round {number} of {rounds}: {name}", file=sys.stderr, flush=True)
                 with side.running():
                     found = side.round(number)
@@ -229,11 +246,15 @@ def main() -> None:
                     figures[name].append(found)
             with sides["sharing"].running():
                 alone = references(sides["sharing"])
-            alone["1 GB over a bare socket"] = bare_socket(hosts, 1000 * MB)
             if number:
                 figures["alone"].append(alone)
         with sides["sharing"].running():
             figures["alone"].append(calls(f"tcp://{hosts[0].address}:{PORTS['sharing']}"))
+        for side in sides.values():
+            side.signal(signal.SIGKILL)
+        for alone in figures["alone"][:-1]:
+            for memory in ("new", "used"):
+                alone[f"1 GB over a bare socket into {memory} memory"] = bare_socket(hosts, 1000 * MB, memory)
         json.dump(figures, sys.stdout)
         sys.stdout.flush()
         os._exit(0)  # the kernel ends both clusters

@@ -1,7 +1,7 @@
 """The functions that the workers of `cluster.py` and `cluster_hosts.py` run, and small programs of the latter.
 
 python cluster_tasks.py serve ADDRESS NBYTES      send bytes to one caller
-python cluster_tasks.py receive ADDRESS NBYTES    receive them, and print the seconds
+python cluster_tasks.py receive ADDRESS NBYTES new|used    receive them into such memory, and print the seconds
 python cluster_tasks.py calls SCHEDULER           print the times of calls on a cluster as JSON
 """
 
@@ -72,8 +72,10 @@ def _serve(address: str, nbytes: int) -> None:
             caller.sendall(value)
 
 
-def _receive(address: str, nbytes: int) -> None:
-    room = memoryview(numpy.zeros(nbytes, dtype="u1")).cast("B")
+def _receive(address: str, nbytes: int, memory: str) -> None:
+    room = memoryview(numpy.empty(nbytes, dtype="u1"))
+    if memory == "used":
+        numpy.asarray(room).fill(1)
     for attempt in range(200):
         try:
             server = socket.create_connection((address, PORTS["socket"]))
@@ -126,4 +128,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "calls":
         _calls(sys.argv[2])
     else:
-        {"serve": _serve, "receive": _receive}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+        {"serve": _serve, "receive": _receive}[sys.argv[1]](sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
